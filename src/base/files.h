@@ -1,0 +1,57 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace mt {
+
+// A file mapped read-only. Shared by everything that points into it.
+class MappedFile {
+ public:
+  // Throws Error where the file cannot be opened or is not a regular file.
+  static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+  std::span<const std::byte> bytes() const { return {data_, size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  MappedFile() = default;
+  std::filesystem::path path_;
+  const std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// Writes beside `path` under a temporary name; `commit` syncs and renames it over `path`, so that
+// an interrupted run leaves the old file or the new one. Without commit the temporary is removed.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  // Throws Error (disk full, ...) naming the file.
+  void write(std::span<const std::byte> bytes);
+  void write(const std::string& text);
+  uint64_t offset() const { return offset_; }
+  void commit();
+
+ private:
+  std::filesystem::path path_;
+  std::filesystem::path temporary_;
+  int fd_ = -1;
+  uint64_t offset_ = 0;
+};
+
+// The whole file as text. Throws Error.
+std::string read_text_file(const std::filesystem::path& path);
+
+// Lower-case hex of the SHA-256.
+std::string sha256_hex(std::span<const std::byte> bytes);
+std::string sha256_hex(const std::string& text);
+
+}  // namespace mt

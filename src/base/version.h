@@ -1,0 +1,5 @@
+#pragma once
+
+namespace mt {
+const char* version();
+}  // namespace mt

@@ -1,0 +1,57 @@
+#pragma once
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "dtype/dtype.h"
+
+namespace mt {
+
+// One table per instruction set; reference.cpp is the specification. Every function of the exact
+// path gives bit-identical results in every table: sums run in the documented order with one
+// fused multiply-add per term.
+struct Kernels {
+  std::string_view name;  // "reference", "avx2", "avx512"
+
+  // ---- exact path ----
+  // c[i,j] = (accumulate ? c[i,j] : 0) + sum_{p=0..k-1, in this order, by fma} a[i,p] * b[p,j]
+  // a: [m,k] rows lda apart; b: [k,n] rows ldb apart, readable to a full 32 columns in every row
+  // (the caller pads); c: [m,n] rows ldc apart; n in 1..32, any m and k >= 0.
+  void (*gemm_panel)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                     int64_t ldb, float* c, int64_t ldc, bool accumulate);
+  // dst[p*32 + j] = src[j*lds + p] for j < n (zero for n <= j < 32), p < k. n in 1..32.
+  void (*transpose_panel)(int64_t n, int64_t k, const float* src, int64_t lds, float* dst);
+  // x[i] = exp(x[i] - shift), returns the sum in f64 (16 interleaved partial sums, added pairwise)
+  // Relative error below 1e-6; exp of anything below -87.3 is 0.
+  double (*exp_sum)(float* x, int64_t n, float shift);
+  // y[i] = silu(g[i]) * u[i] = g/(1+exp(-g)) * u
+  void (*silu_mul)(const float* g, const float* u, float* y, int64_t n);
+  // y[i] = gelu_tanh(g[i]) * u[i]; tanh form, 0.5 g (1 + tanh(0.7978845608 (g + 0.044715 g^3)))
+  void (*gelu_mul)(const float* g, const float* u, float* y, int64_t n);
+  // sum x_i * y_i: 16 interleaved fma chains, added pairwise at the end
+  float (*dot)(const float* x, const float* y, int64_t n);
+  // y += a * x by fma
+  void (*axpy)(float a, const float* x, float* y, int64_t n);
+  // the same values as mt::decode_row, bit for bit, faster
+  void (*decode_row)(Dtype dtype, const std::byte* src, float* dst, int64_t n);
+
+  // ---- fast path (tables may differ in rounding; bounded by tests) ----
+  // Activations quantised for the dot products below: x[n] -> opaque, quantised_bytes(n) bytes.
+  // n is a multiple of 32.
+  int64_t (*quantised_bytes)(int64_t n);
+  void (*quantise)(const float* x, int64_t n, std::byte* q);
+  // True where rows_dot takes this format.
+  bool (*has_rows_dot)(Dtype dtype);
+  // y[r] = sum_i W[r,i] * x[i] for `rows` consecutive rows of a packed weight; q from quantise().
+  void (*rows_dot)(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
+                   const std::byte* q, int64_t n, float* y);
+};
+
+const Kernels& reference_kernels();
+// The best table that this processor runs, or the one MICROTOME_ISA names (reference, avx2,
+// avx512). Throws Error for a name that is unknown or not supported here.
+const Kernels& select_kernels();
+// Every table this processor runs, reference first: for tests and benchmarks.
+std::vector<const Kernels*> available_kernels();
+
+}  // namespace mt

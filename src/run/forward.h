@@ -1,0 +1,77 @@
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/matrix.h"
+#include "base/threads.h"
+#include "flow/model.h"
+#include "kernels/kernels.h"
+
+namespace mt {
+
+// What computes: chosen once, passed down.
+struct Runtime {
+  const Kernels& kernels;
+  ThreadPool& pool;
+};
+
+enum class Path {
+  exact,  // weights decoded to f32, f32 sums in a fixed order: the judge
+  fast,   // quantised kernels for few tokens
+};
+
+// y[t,o] = sum_i x[t,i] * W[o,i] (+ bias[o])   x:[n_tokens,in]  W:[out,in]  y:[n_tokens,out]
+void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y);
+
+// Keys and values of several sequences, f32. Layer by layer, [seq, position, n_kv_heads*d_head].
+class KvCache {
+ public:
+  KvCache(const Model& model, int64_t n_sequences, int64_t capacity);
+  ~KvCache();
+  int64_t n_sequences() const;
+  int64_t capacity() const;  // positions a sequence
+  int64_t length(int64_t sequence) const;
+  void truncate(int64_t sequence, int64_t length);
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+// Tokens of one sequence that follow what its cache already holds.
+struct Chunk {
+  int64_t sequence = 0;
+  std::span<const int32_t> tokens;
+};
+
+// A point where a value can be watched (and changed: the matrix is the live one).
+enum class Point {
+  attn_in,   // normed input of q, k, v          [n_tokens, d_model]
+  attn_out,  // input of o: the heads' outputs    [n_tokens, n_heads*d_head]
+  mlp_in,    // normed input of gate and up       [n_tokens, d_model]
+  mlp_act,   // input of down                     [n_tokens, d_ff]
+  update,    // what the site adds to the stream  [n_tokens, d_model]
+  stream,    // the stream after the step         [n_tokens, d_model]
+  head_in,   // normed final stream               [n_tokens, d_model]
+};
+using Tap = std::function<void(Point point, int64_t layer, Matrix value)>;
+
+struct ForwardOptions {
+  Path path = Path::exact;
+  Tap tap;  // may be empty
+};
+
+// Runs the chunks (at most one a sequence) as one batch and appends to the cache. Returns the
+// normed final stream [sum of chunk lengths, d_model], chunk after chunk. Throws Error where a
+// token is outside the vocabulary or the cache is full.
+MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
+                     std::span<const Chunk> chunks, const ForwardOptions& options = {});
+
+// hidden [n, d_model] -> logits [n, n_vocab] (soft cap included).
+void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out);
+
+}  // namespace mt
