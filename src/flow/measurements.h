@@ -40,8 +40,11 @@ class Measurements {
     std::string place, metric, setting;
     double value;
   };
+  // Ordered by place, then setting.
   virtual std::vector<Row> rows(const std::string& metric) = 0;
-  // Everything put between begin and commit is kept together or not at all.
+  // Everything put between begin and commit is kept together or not at all. A begin without commit
+  // (an exception left it) is dropped by the next begin or the end of the object. Other writers
+  // wait meanwhile (a minute, then they throw): keep it short.
   virtual void begin() = 0;
   virtual void commit() = 0;
 };
