@@ -22,7 +22,7 @@ struct Kernels {
   // dst[p*32 + j] = src[j*lds + p] for j < n (zero for n <= j < 32), p < k. n in 1..32.
   void (*transpose_panel)(int64_t n, int64_t k, const float* src, int64_t lds, float* dst);
   // x[i] = exp(x[i] - shift), returns the sum in f64 (16 interleaved partial sums, added pairwise)
-  // Relative error below 1e-6; exp of anything below -87.3 is 0.
+  // Relative error below 1e-6; exp of anything below -87.3 is 0, of anything above 88.37 inf.
   double (*exp_sum)(float* x, int64_t n, float shift);
   // y[i] = silu(g[i]) * u[i] = g/(1+exp(-g)) * u
   void (*silu_mul)(const float* g, const float* u, float* y, int64_t n);
@@ -32,6 +32,16 @@ struct Kernels {
   float (*dot)(const float* x, const float* y, int64_t n);
   // y += a * x by fma
   void (*axpy)(float a, const float* x, float* y, int64_t n);
+  // y += x
+  void (*add)(const float* x, float* y, int64_t n);
+  // y = (x * s) * gain, two rounded multiplications in that order; y may be x
+  void (*scale_mul)(const float* x, const float* gain, float s, float* y, int64_t n);
+  // The largest x, NaNs passed over; -inf where there is none.
+  float (*max)(const float* x, int64_t n);
+  // Rotates one head of 2*n_pairs values in place: pair i is (x[2i], x[2i+1]), or with neox
+  // (x[i], x[i+n_pairs]); cos at cos_sin[2i], sin at cos_sin[2i+1].
+  // a' = fma(a, cos, -(b*sin)), b' = fma(b, cos, a*sin)
+  void (*rope)(float* x, const float* cos_sin, int64_t n_pairs, bool neox);
   // the same values as mt::decode_row, bit for bit, faster
   void (*decode_row)(Dtype dtype, const std::byte* src, float* dst, int64_t n);
 
