@@ -1,0 +1,273 @@
+#include "run/backward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "run/attention.h"
+#include "run/layers.h"
+#include "run/linear.h"
+#include "run/rope.h"
+
+namespace mt {
+
+void rms_norm_backward(const Runtime& rt, ConstMatrix x, std::span<const float> gain, float epsilon,
+                       ConstMatrix dy, Matrix dx, float* dgain) {
+  const int64_t d = x.cols;
+  std::vector<float> inverse(static_cast<size_t>(x.rows));
+  for_rows(rt, x.rows, [&](int64_t t) {
+    const float* xt = x.row(t);
+    inverse[static_cast<size_t>(t)] =
+        1.0f / std::sqrt(rt.kernels.dot(xt, xt, d) / static_cast<float>(d) + epsilon);
+  });
+  if (dgain)  // before dx, which may share memory with dy
+    for (int64_t t = 0; t < x.rows; ++t) {
+      const float r = inverse[static_cast<size_t>(t)];
+      for (int64_t i = 0; i < d; ++i) dgain[i] += dy.row(t)[i] * x.row(t)[i] * r;
+    }
+  for_rows(rt, x.rows, [&](int64_t t) {
+    const float r = inverse[static_cast<size_t>(t)];
+    const float* xt = x.row(t);
+    float* out = dx.row(t);
+    for (int64_t i = 0; i < d; ++i) out[i] = dy.row(t)[i] * gain[static_cast<size_t>(i)];
+    const float s = rt.kernels.dot(out, xt, d) * r * r * r / static_cast<float>(d);
+    for (int64_t i = 0; i < d; ++i) out[i] = out[i] * r - xt[i] * s;
+  });
+}
+
+void activation_backward(const Kernels& k, Activation activation, int64_t n, const float* dy,
+                         float* gate, float* up, float* y) {
+  constexpr int64_t kPiece = 512;
+  float e[kPiece];
+  for (int64_t begin = 0; begin < n;
+       begin += kPiece, dy += kPiece, gate += kPiece, up += kPiece, y += kPiece) {
+    const int64_t m = std::min(kPiece, n - begin);
+    switch (activation) {
+      case Activation::silu:
+        for (int64_t i = 0; i < m; ++i) e[i] = -std::fabs(gate[i]);
+        k.exp_sum(e, m, 0);
+        for (int64_t i = 0; i < m; ++i) {
+          const float g = gate[i], u = up[i];
+          const float s = (g >= 0 ? 1.0f : e[i]) / (1.0f + e[i]);  // 1 / (1 + exp(-g))
+          y[i] = g * s * u;
+          up[i] = dy[i] * (g * s);
+          gate[i] = dy[i] * u * s * (1.0f + g * (1.0f - s));
+        }
+        break;
+      case Activation::gelu_tanh: {
+        constexpr float c = 0.7978845608f, b = 0.044715f;
+        for (int64_t i = 0; i < m; ++i)
+          e[i] = -2.0f * std::fabs(c * (gate[i] + b * gate[i] * gate[i] * gate[i]));
+        k.exp_sum(e, m, 0);
+        for (int64_t i = 0; i < m; ++i) {
+          const float g = gate[i], u = up[i];
+          const float z = g + b * g * g * g;
+          const float h = (1.0f - e[i]) / (1.0f + e[i]);
+          const float tanh = z >= 0 ? h : -h;
+          const float value = 0.5f * g * (1.0f + tanh);
+          const float slope = 0.5f * (1.0f + tanh) +
+                              0.5f * g * (1.0f - tanh * tanh) * c * (1.0f + 3.0f * b * g * g);
+          y[i] = value * u;
+          up[i] = dy[i] * value;
+          gate[i] = dy[i] * u * slope;
+        }
+        break;
+      }
+    }
+  }
+}
+
+namespace {
+
+// Undoes prepare_heads for one position: from d(rotated) to d(raw), in place.
+void heads_backward(const Kernels& k, const Attention& a, std::span<const float> norm,
+                    int64_t n_heads, float epsilon, const float* inverse_rotation, const float* raw,
+                    float* grad, float* dgain) {
+  const float n = static_cast<float>(a.d_head);
+  for (int64_t h = 0; h < n_heads; ++h) {
+    float* g = grad + h * a.d_head;
+    k.rope(g, inverse_rotation, a.rope_dims / 2, a.rope_neox);
+    if (norm.empty()) continue;
+    const float* x = raw + h * a.d_head;
+    const float r = 1.0f / std::sqrt(k.dot(x, x, a.d_head) / n + epsilon);
+    for (int64_t i = 0; i < a.d_head; ++i) {
+      dgain[i] += g[i] * x[i] * r;
+      g[i] *= norm[static_cast<size_t>(i)];
+    }
+    const float s = k.dot(g, x, a.d_head) * r * r * r / n;
+    for (int64_t i = 0; i < a.d_head; ++i) g[i] = g[i] * r - x[i] * s;
+  }
+}
+
+// The backward pass of one window; d is d loss / d stream, updated site by site.
+class Pass {
+ public:
+  Pass(const Runtime& rt, const Model& model, int64_t n, const BackwardTaps& taps)
+      : rt_(rt), model_(model), n_(n), taps_(taps) {}
+
+  void site(const Site& s, ConstMatrix stream, Matrix d) {
+    MatrixBuffer normed(n_, model_.d_model), dnormed(n_, model_.d_model);
+    rms_norm(rt_, stream, s.norm, model_.norm_epsilon, normed);
+    dnormed.zero();
+    if (const auto* a = std::get_if<Attention>(&s.what))
+      attention(s, *a, normed, d, dnormed);
+    else
+      mlp(s, std::get<Mlp>(s.what), normed, d, dnormed);
+    std::vector<float> dgain(s.norm.size(), 0.0f);
+    rms_norm_backward(rt_, stream, s.norm, model_.norm_epsilon, dnormed, dnormed,
+                      taps_.norm ? dgain.data() : nullptr);
+    if (taps_.norm) taps_.norm(s.norm_name, dgain);
+    for_rows(rt_, n_,
+             [&](int64_t t) { rt_.kernels.add(dnormed.row(t), d.row(t), model_.d_model); });
+  }
+
+ private:
+  // d loss / d (what the last map wrote), through the post norm if there is one.
+  MatrixBuffer update_gradient(const Site& s, ConstMatrix input, const LinearMap& last,
+                               ConstMatrix d) {
+    MatrixBuffer du(n_, model_.d_model);
+    if (s.post_norm.empty()) {
+      for (int64_t t = 0; t < n_; ++t) std::copy_n(d.row(t), d.cols, du.row(t));
+    } else {
+      MatrixBuffer raw(n_, model_.d_model);
+      matmul(rt_, Path::exact, input, last, raw);
+      rms_norm_backward(rt_, raw, s.post_norm, model_.norm_epsilon, d, du, nullptr);
+    }
+    return du;
+  }
+
+  void through(const LinearMap& map, ConstMatrix x, ConstMatrix dy, Matrix dx) {
+    if (taps_.map) taps_.map(map, x, dy);
+    matmul_backward(rt_, dy, map, dx);
+  }
+
+  void attention(const Site& s, const Attention& a, ConstMatrix normed, ConstMatrix d,
+                 Matrix dnormed) {
+    const Kernels& k = rt_.kernels;
+    const int64_t q_dim = a.q.weight.rows, kv_dim = a.k.weight.rows;
+    // One row more than needed: attention reads full panels past the end of a row.
+    auto rows = [&](int64_t cols) { return MatrixBuffer(n_ + 1 + kPanel / cols, cols); };
+    MatrixBuffer qb = rows(q_dim), kb = rows(kv_dim), vb = rows(kv_dim);
+    Matrix q = qb.view().slice_rows(0, n_), key = kb.view().slice_rows(0, n_),
+           value = vb.view().slice_rows(0, n_);
+    matmul(rt_, Path::exact, normed, a.q, q);
+    matmul(rt_, Path::exact, normed, a.k, key);
+    matmul(rt_, Path::exact, normed, a.v, value);
+    MatrixBuffer raw_q(n_, q_dim), raw_k(n_, kv_dim);
+    RopeTable rope(a, 0, n_);
+    for_rows(rt_, n_, [&](int64_t t) {
+      std::copy_n(q.row(t), q_dim, raw_q.row(t));
+      std::copy_n(key.row(t), kv_dim, raw_k.row(t));
+      prepare_heads(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, rope.at(t), q.row(t));
+      prepare_heads(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, rope.at(t), key.row(t));
+    });
+    MatrixBuffer out(n_, q_dim), dout(n_, q_dim);
+    attend(rt_, a, q, key, value, 0, out);
+    MatrixBuffer du = update_gradient(s, out, a.o, d);
+    dout.zero();
+    through(a.o, out, du, dout);
+    MatrixBuffer dq(n_, q_dim), dk(n_, kv_dim), dv(n_, kv_dim);
+    attend_backward(rt_, a, q, key, value, dout, dq, dk, dv);
+    std::vector<float> dgain_q(static_cast<size_t>(a.d_head), 0.0f), dgain_k = dgain_q;
+    std::vector<float> back(static_cast<size_t>(a.rope_dims));
+    for (int64_t t = 0; t < n_; ++t) {
+      for (int64_t i = 0; i < a.rope_dims; ++i)
+        back[static_cast<size_t>(i)] = i % 2 ? -rope.at(t)[i] : rope.at(t)[i];
+      heads_backward(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, back.data(), raw_q.row(t),
+                     dq.row(t), dgain_q.data());
+      heads_backward(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, back.data(), raw_k.row(t),
+                     dk.row(t), dgain_k.data());
+    }
+    through(a.q, normed, dq, dnormed);
+    through(a.k, normed, dk, dnormed);
+    through(a.v, normed, dv, dnormed);
+  }
+
+  void mlp(const Site& s, const Mlp& f, ConstMatrix normed, ConstMatrix d, Matrix dnormed) {
+    const int64_t d_ff = f.gate.weight.rows;
+    MatrixBuffer gate(n_, d_ff), up(n_, d_ff), act(n_, d_ff), dact(n_, d_ff);
+    matmul(rt_, Path::exact, normed, f.gate, gate);
+    matmul(rt_, Path::exact, normed, f.up, up);
+    auto forward_act =
+        f.activation == Activation::silu ? rt_.kernels.silu_mul : rt_.kernels.gelu_mul;
+    for_rows(rt_, n_, [&](int64_t t) { forward_act(gate.row(t), up.row(t), act.row(t), d_ff); });
+    MatrixBuffer du = update_gradient(s, act, f.down, d);
+    dact.zero();
+    through(f.down, act, du, dact);
+    for_rows(rt_, n_, [&](int64_t t) {
+      activation_backward(rt_.kernels, f.activation, d_ff, dact.row(t), gate.row(t), up.row(t),
+                          act.row(t));
+    });
+    through(f.gate, normed, gate, dnormed);
+    through(f.up, normed, up, dnormed);
+  }
+
+  const Runtime& rt_;
+  const Model& model_;
+  int64_t n_;
+  const BackwardTaps& taps_;
+};
+
+}  // namespace
+
+void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
+              const LogitsLoss& loss, const BackwardTaps& taps) {
+  const int64_t n = std::ssize(tokens), d = model.d_model;
+  // The stream before every step, and after the last.
+  std::vector<MatrixBuffer> streams;
+  streams.emplace_back(n, d);
+  embed(rt, model, tokens, streams.back());
+  size_t n_sites = 0;
+  for (const Step& step : model.steps) n_sites += step.sites.size();
+  assert(n_sites == model.steps.size());  // parallel sites: not in any family yet
+  KvCache cache(model, 1, n);
+  const Chunk chunk{0, tokens};
+  ForwardOptions options;
+  options.tap = [&](Point point, int64_t, Matrix value) {
+    if (point != Point::stream) return;
+    streams.emplace_back(n, d);
+    std::copy_n(value.data, static_cast<size_t>(n * d), streams.back().data());
+  };
+  MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, options);
+
+  // Head and loss, in slices of rows: the logits of a window need not fit in memory.
+  MatrixBuffer dhidden(n, d);
+  dhidden.zero();
+  const int64_t slice = 128;
+  MatrixBuffer buffer(std::min(n, slice), model.n_vocab);
+  for (int64_t t = 0; t < n; t += slice) {
+    const int64_t rows = std::min(slice, n - t);
+    Matrix l = buffer.view().slice_rows(0, rows);
+    Matrix h = hidden.view().slice_rows(t, t + rows);
+    logits(rt, model, Path::exact, h, l);
+    std::vector<float> slope;
+    if (model.logit_softcap > 0) {
+      // d softcap: 1 - (l/cap)^2, taken before the loss overwrites the logits.
+      slope.resize(static_cast<size_t>(rows * model.n_vocab));
+      for (size_t i = 0; i < slope.size(); ++i) {
+        const float x = l.data[i] / model.logit_softcap;
+        slope[i] = 1.0f - x * x;
+      }
+    }
+    loss(t, h, l);
+    for (size_t i = 0; i < slope.size(); ++i) l.data[i] *= slope[i];
+    matmul_backward(rt, l, model.head_map(), dhidden.view().slice_rows(t, t + rows));
+  }
+
+  std::vector<float> dgain(static_cast<size_t>(d), 0.0f);
+  rms_norm_backward(rt, streams.back(), model.final_norm, model.norm_epsilon, dhidden, dhidden,
+                    taps.norm ? dgain.data() : nullptr);
+  if (taps.norm) taps.norm("output_norm.weight", dgain);
+  streams.pop_back();
+  Pass pass(rt, model, n, taps);
+  for (size_t i = model.steps.size(); i-- > 0;) {
+    pass.site(model.steps[i].sites.front(), streams.back(), dhidden);
+    streams.pop_back();
+  }
+  if (taps.embed) {
+    if (model.embedding_scale != 1.0f)
+      for (int64_t i = 0; i < n * d; ++i) dhidden.data()[i] *= model.embedding_scale;
+    taps.embed(tokens, dhidden);
+  }
+}
+
+}  // namespace mt

@@ -1,0 +1,190 @@
+#include "run/forward.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "run/attention.h"
+#include "run/layers.h"
+#include "run/rope.h"
+
+namespace mt {
+
+struct KvCache::Impl {
+  int64_t n_layers, n_sequences, capacity, kv_dim;
+  AlignedBuffer<float> keys, values;
+  std::vector<int64_t> lengths;
+
+  // [capacity, kv_dim] of one layer and sequence
+  Matrix slot(AlignedBuffer<float>& of, int64_t layer, int64_t sequence) {
+    return {of.data() + (layer * n_sequences + sequence) * capacity * kv_dim, capacity, kv_dim,
+            kv_dim};
+  }
+};
+
+namespace {
+int64_t kv_dim_of(const Model& model) {
+  for (const Step& step : model.steps)
+    for (const Site& site : step.sites)
+      if (const auto* a = std::get_if<Attention>(&site.what)) return a->n_kv_heads * a->d_head;
+  return 0;
+}
+
+// Attention reads full panels of 32 columns: past the last row there must be memory.
+constexpr int64_t kPadding = 64;
+}  // namespace
+
+KvCache::KvCache(const Model& model, int64_t n_sequences, int64_t capacity)
+    : impl_(std::make_unique<Impl>()) {
+  int64_t dim = kv_dim_of(model);
+  auto floats = checked_mul(static_cast<uint64_t>(model.n_layers * dim),
+                            static_cast<uint64_t>(n_sequences * capacity));
+  if (!floats || *floats > (uint64_t{1} << 40))
+    throw_error("a cache of {} sequences of {} positions is too large", n_sequences, capacity);
+  impl_->n_layers = model.n_layers;
+  impl_->n_sequences = n_sequences;
+  impl_->capacity = capacity;
+  impl_->kv_dim = dim;
+  impl_->keys = AlignedBuffer<float>(*floats + kPadding);
+  impl_->values = AlignedBuffer<float>(*floats + kPadding);
+  impl_->lengths.assign(static_cast<size_t>(n_sequences), 0);
+}
+KvCache::~KvCache() = default;
+int64_t KvCache::n_sequences() const {
+  return impl_->n_sequences;
+}
+int64_t KvCache::capacity() const {
+  return impl_->capacity;
+}
+int64_t KvCache::length(int64_t s) const {
+  return impl_->lengths[static_cast<size_t>(s)];
+}
+void KvCache::truncate(int64_t s, int64_t length) {
+  auto& l = impl_->lengths[static_cast<size_t>(s)];
+  l = std::min(l, length);
+}
+
+namespace {
+
+struct Span {  // rows of the batch that belong to one sequence
+  int64_t sequence, row, n, first;
+};
+
+void attention_site(const Runtime& rt, const Model& model, const Attention& a, int64_t layer,
+                    KvCache::Impl& cache, std::span<const Span> spans,
+                    std::span<const RopeTable> ropes, const ForwardOptions& options,
+                    ConstMatrix normed, Matrix update) {
+  const int64_t n = normed.rows;
+  MatrixBuffer q(n, a.q.weight.rows), k(n, a.k.weight.rows), v(n, a.v.weight.rows);
+  matmul(rt, options.path, normed, a.q, q);
+  matmul(rt, options.path, normed, a.k, k);
+  matmul(rt, options.path, normed, a.v, v);
+  const RopeTable& rope =
+      *std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& r) { return r.serves(a); });
+  MatrixBuffer out(n, a.o.weight.cols);
+  for (const Span& s : spans) {
+    Matrix keys = cache.slot(cache.keys, layer, s.sequence);
+    Matrix values = cache.slot(cache.values, layer, s.sequence);
+    for (int64_t t = 0; t < s.n; ++t) {
+      const float* cs = rope.at(s.first + t);
+      prepare_heads(rt.kernels, a, a.q_norm, a.n_heads, model.norm_epsilon, cs, q.row(s.row + t));
+      prepare_heads(rt.kernels, a, a.k_norm, a.n_kv_heads, model.norm_epsilon, cs,
+                    k.row(s.row + t));
+      std::copy_n(k.row(s.row + t), k.cols(), keys.row(s.first + t));
+      std::copy_n(v.row(s.row + t), v.cols(), values.row(s.first + t));
+    }
+  }
+  // Many short chunks (sequences side by side): a task a sequence. A long one: tiles inside.
+  auto run = [&](int64_t i, int) {
+    const Span& s = spans[static_cast<size_t>(i)];
+    attend(rt, a, q.view().slice_rows(s.row, s.row + s.n),
+           cache.slot(cache.keys, layer, s.sequence), cache.slot(cache.values, layer, s.sequence),
+           s.first, out.view().slice_rows(s.row, s.row + s.n));
+  };
+  if (std::ssize(spans) == 1)
+    run(0, 0);
+  else
+    rt.pool.parallel_for(std::ssize(spans), run);
+  if (options.tap) options.tap(Point::attn_out, layer, out);
+  matmul(rt, options.path, out, a.o, update);
+}
+
+void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, const ForwardOptions& options,
+              ConstMatrix normed, Matrix update) {
+  MatrixBuffer gate(normed.rows, f.gate.weight.rows), up(normed.rows, f.up.weight.rows);
+  matmul(rt, options.path, normed, f.gate, gate);
+  matmul(rt, options.path, normed, f.up, up);
+  auto activate = f.activation == Activation::silu ? rt.kernels.silu_mul : rt.kernels.gelu_mul;
+  for_rows(rt, normed.rows,
+           [&](int64_t t) { activate(gate.row(t), up.row(t), gate.row(t), gate.cols()); });
+  if (options.tap) options.tap(Point::mlp_act, layer, gate);
+  matmul(rt, options.path, gate, f.down, update);
+}
+
+}  // namespace
+
+MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
+                     std::span<const Chunk> chunks, const ForwardOptions& options) {
+  KvCache::Impl& kv = cache.impl();
+  std::vector<Span> spans;
+  int64_t n = 0;
+  for (const Chunk& c : chunks) {
+    assert(c.sequence >= 0 && c.sequence < kv.n_sequences);
+    const int64_t first = kv.lengths[static_cast<size_t>(c.sequence)];
+    if (first + std::ssize(c.tokens) > kv.capacity)
+      throw_error("the context is full: {} positions and {} more, room for {}", first,
+                  c.tokens.size(), kv.capacity);
+    spans.push_back({c.sequence, n, std::ssize(c.tokens), first});
+    n += std::ssize(c.tokens);
+  }
+  MatrixBuffer stream(n, model.d_model);
+  for (size_t i = 0; i < chunks.size(); ++i)
+    embed(rt, model, chunks[i].tokens,
+          stream.view().slice_rows(spans[i].row, spans[i].row + spans[i].n));
+  if (n == 0) return stream;
+
+  int64_t low = INT64_MAX, high = 0;
+  for (const Span& s : spans) {
+    low = std::min(low, s.first);
+    high = std::max(high, s.first + s.n);
+  }
+  std::vector<RopeTable> ropes;
+  for (const Step& step : model.steps)
+    for (const Site& site : step.sites)
+      if (const auto* a = std::get_if<Attention>(&site.what))
+        if (std::none_of(ropes.begin(), ropes.end(), [&](auto& r) { return r.serves(*a); }))
+          ropes.emplace_back(*a, low, high - low);
+
+  MatrixBuffer normed(n, model.d_model), update(n, model.d_model);
+  for (const Step& step : model.steps) {
+    for (const Site& site : step.sites) {
+      rms_norm(rt, stream, site.norm, model.norm_epsilon, normed);
+      const auto* a = std::get_if<Attention>(&site.what);
+      if (options.tap) options.tap(a ? Point::attn_in : Point::mlp_in, step.layer, normed);
+      if (a)
+        attention_site(rt, model, *a, step.layer, kv, spans, ropes, options, normed, update);
+      else
+        mlp_site(rt, std::get<Mlp>(site.what), step.layer, options, normed, update);
+      if (!site.post_norm.empty()) rms_norm(rt, update, site.post_norm, model.norm_epsilon, update);
+      if (options.tap) options.tap(Point::update, step.layer, update);
+      for_rows(rt, n,
+               [&](int64_t t) { rt.kernels.add(update.row(t), stream.row(t), model.d_model); });
+    }
+    if (options.tap) options.tap(Point::stream, step.layer, stream);
+  }
+  rms_norm(rt, stream, model.final_norm, model.norm_epsilon, stream);
+  if (options.tap) options.tap(Point::head_in, model.n_layers, stream);
+  for (const Span& s : spans) kv.lengths[static_cast<size_t>(s.sequence)] = s.first + s.n;
+  return stream;
+}
+
+void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out) {
+  matmul(rt, path, hidden, model.head_map(), out);
+  if (model.logit_softcap > 0)
+    for_rows(rt, out.rows, [&](int64_t t) {
+      for (float& x : out.row_span(t)) x = model.logit_softcap * std::tanh(x / model.logit_softcap);
+    });
+}
+
+}  // namespace mt

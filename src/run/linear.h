@@ -1,0 +1,19 @@
+#pragma once
+#include "run/forward.h"
+
+namespace mt {
+
+// The vector-Jacobian product of matmul: dx[t,i] += sum_o dy[t,o] * W[o,i]
+// dy:[n_tokens,out]  W:[out,in]  dx:[n_tokens,in]; sums over o in order, by fma.
+void matmul_backward(const Runtime& rt, ConstMatrix dy, const LinearMap& map, Matrix dx);
+
+// c[i,j] = (accumulate ? c[i,j] : 0) + sum_t a[t,i] * b[t,j]   a:[n,rows]  b:[n,cols]
+void outer_sum(const Runtime& rt, ConstMatrix a, ConstMatrix b, Matrix c, bool accumulate);
+
+// Columns of a panel, the unit in which weights are decoded and multiplied.
+inline constexpr int64_t kPanel = 32;
+// Input channels of a chunk: the panel of a chunk stays in the first-level cache. A multiple of
+// every format's block length.
+inline constexpr int64_t kChunk = 256;
+
+}  // namespace mt
