@@ -1,0 +1,55 @@
+#include <cpuid.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "base/error.h"
+#include "kernels/tables.h"
+
+namespace mt {
+namespace {
+
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1) != 0;
+}
+
+// __builtin_cpu_supports answers for processor and operating system together.
+bool runs_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+bool runs_avx512() {
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+}
+
+const Kernels& choose() {
+  std::vector<const Kernels*> tables = available_kernels();
+  const char* wanted = std::getenv("MICROTOME_ISA");
+  if (wanted == nullptr || *wanted == '\0') return *tables.back();
+  std::string names;
+  for (const Kernels* table : tables) {
+    if (table->name == wanted) return *table;
+    names += names.empty() ? "" : ", ";
+    names += table->name;
+  }
+  throw_error("MICROTOME_ISA: '{}' does not run on this processor, which runs: {}", wanted, names);
+}
+
+}  // namespace
+
+std::vector<const Kernels*> available_kernels() {
+  std::vector<const Kernels*> tables = {&reference_kernels()};
+  if (runs_avx2()) tables.push_back(&avx2_kernels());
+  if (runs_avx512()) tables.push_back(&avx512_kernels());
+  return tables;
+}
+
+const Kernels& select_kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace mt

@@ -1,0 +1,29 @@
+#pragma once
+#include "kernels/kernels.h"
+
+// What the files of this room share: the tables of the instruction sets, and the layout of
+// quantised activations. Nothing here may be inline code, since a copy compiled for one
+// instruction set could be linked into another.
+namespace mt {
+
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+// Quantised activations of n values (n a multiple of 32), the parts one after another, each
+// padded with zeros to a multiple of 64 bytes and the vector to a multiple of 256 values:
+//   f32  x[n]         the activations themselves, for F32, F16 and BF16 weights
+//   i8   q[n]         round(x / d) with one d per 32 values, |q| <= 127
+//   f32  d[n / 32]    max |x| / 127; 0 where all are 0 or one is not finite
+//   f32  sum[n / 16]  d * (sum of the 16 q), for formats with a minimum per sub-block
+struct QuantisedLayout {
+  int64_t q, d, sum, bytes;
+};
+QuantisedLayout quantised_layout(int64_t n);
+
+int64_t reference_quantised_bytes(int64_t n);
+void reference_quantise(const float* x, int64_t n, std::byte* q);
+bool reference_has_rows_dot(Dtype dtype);
+void reference_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
+                        const std::byte* q, int64_t n, float* y);
+
+}  // namespace mt
