@@ -1,0 +1,85 @@
+#include "file/json.h"
+
+#include <vector>
+
+#include "base/error.h"
+#include "base/files.h"
+
+namespace mt {
+namespace {
+constexpr int kDeepest = 64;
+constexpr size_t kLargest = size_t(256) << 20;
+}  // namespace
+
+nlohmann::json parse_json(const std::string& file, std::string_view text) {
+  if (text.size() > kLargest)
+    throw_error("{}: json: expected at most {} bytes, found {}", file, kLargest, text.size());
+  using Json = nlohmann::json;
+  std::vector<size_t> keys;         // of the objects that are open
+  std::string last_key = "(root)";  // for the message
+  auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    if (depth > kDeepest)
+      throw_error("{}: json: near '{}': expected at most {} levels, found more", file, last_key,
+                  kDeepest);
+    switch (event) {
+      case Json::parse_event_t::object_start:
+        keys.push_back(0);
+        break;
+      case Json::parse_event_t::key:
+        ++keys.back();
+        last_key = parsed.get_ref<const std::string&>().substr(0, 80);
+        break;
+      case Json::parse_event_t::object_end:
+        if (parsed.size() != keys.back())
+          throw_error(
+              "{}: json: object that ends with '{}': expected every key once, found {} keys "
+              "of which {} differ",
+              file, last_key, keys.back(), parsed.size());
+        keys.pop_back();
+        break;
+      case Json::parse_event_t::array_start:
+      case Json::parse_event_t::array_end:
+      case Json::parse_event_t::value:
+        break;
+    }
+    return true;
+  };
+  try {
+    return Json::parse(text.begin(), text.end(), check);
+  } catch (const Json::exception& e) {
+    throw_error("{}: json: expected JSON, found: {}", file, e.what());
+  }
+}
+
+nlohmann::json read_json_file(const std::filesystem::path& path) {
+  auto file = MappedFile::open(path);
+  auto bytes = file->bytes();
+  return parse_json(path.string(), {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+}
+
+const nlohmann::json* find_json(const nlohmann::json& root, std::string_view pointer) {
+  const nlohmann::json* at = &root;
+  while (!pointer.empty()) {
+    pointer.remove_prefix(1);
+    std::string_view step = pointer.substr(0, pointer.find('/'));
+    pointer.remove_prefix(step.size());
+    if (at->is_object()) {
+      auto found = at->find(std::string(step));
+      if (found == at->end()) return nullptr;
+      at = &*found;
+    } else if (at->is_array()) {
+      size_t index = 0;
+      for (char c : step) {
+        if (c < '0' || c > '9' || index > at->size()) return nullptr;
+        index = index * 10 + size_t(c - '0');
+      }
+      if (step.empty() || index >= at->size()) return nullptr;
+      at = &(*at)[index];
+    } else {
+      return nullptr;
+    }
+  }
+  return at->is_null() ? nullptr : at;
+}
+
+}  // namespace mt
