@@ -216,7 +216,8 @@ class Reader {
     if (count && *count <= static_cast<uint64_t>(INT64_MAX))
       bytes = checked_mul(*count / static_cast<uint64_t>(format.block_length),
                           static_cast<uint64_t>(format.block_bytes));
-    if (!bytes) in_.fail(place, "a size below 2^63", "dimensions whose product overflows");
+    if (!bytes || *bytes > static_cast<uint64_t>(INT64_MAX))
+      in_.fail(place, "a size below 2^63", "dimensions whose product overflows");
     return *bytes;
   }
 

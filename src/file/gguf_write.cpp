@@ -135,7 +135,7 @@ Layout lay_out(const std::string& file, const Metadata& metadata,
   }
   uint64_t offset = 0;
   for (const auto& t : tensors) {
-    if (t.shape.size() > kMostDims)
+    if (t.shape.empty() || t.shape.size() > kMostDims)
       fail(file, "tensor '" + t.name + "'", "1 to 4 dimensions", std::to_string(t.shape.size()));
     put_text(head, t.name);
     put<uint32_t>(head, static_cast<uint32_t>(t.shape.size()));

@@ -13,10 +13,10 @@ constexpr size_t kBuffer = 1 << 20;
 
 uint64_t source_bytes(const std::string& file, const std::string& format, const TensorSource& t) {
   const DtypeInfo& dtype = info(t.dtype);
-  if (t.shape.empty() || t.shape.back() % dtype.block_length != 0)
+  const int64_t row = t.shape.empty() ? 1 : t.shape.back();  // safetensors has scalars
+  if (row % dtype.block_length != 0)
     throw_error("{}: {}: tensor '{}': expected rows of a multiple of {} for {}, found {}", file,
-                format, printable(t.name), dtype.block_length, dtype.name,
-                t.shape.empty() ? 0 : t.shape.back());
+                format, printable(t.name), dtype.block_length, dtype.name, row);
   std::optional<uint64_t> count = 1;
   for (int64_t d : t.shape) {
     if (d < 1)

@@ -88,8 +88,7 @@ class TempFolder {
 inline std::vector<TensorSource> sources(const std::vector<Tensor>& tensors) {
   std::vector<TensorSource> out;
   for (const Tensor& t : tensors)
-    out.push_back(
-        {t.name, t.shape, t.dtype, [&t](const auto& write) { write(t.data.bytes); }});
+    out.push_back({t.name, t.shape, t.dtype, [&t](const auto& write) { write(t.data.bytes); }});
   return out;
 }
 

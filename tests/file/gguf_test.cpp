@@ -193,7 +193,8 @@ TEST(Gguf, NamedMistakesSayWhatIsWrong) {
   EXPECT_TRUE(fails_with(with<uint32_t>(b, "a.u8 type", 13), "value type of 0 to 12, found 13"));
   EXPECT_TRUE(fails_with(with<uint8_t>(b, "a.bool value", 2), "boolean of 0 or 1, found 2"));
   EXPECT_TRUE(fails_with(replaced("a.u16", "a.i16"), "'a.i16' twice"));
-  EXPECT_TRUE(fails_with(replaced("a.u16", "a.\xC0\xAF!"), "expected UTF-8, found 'a.\\xc0\\xaf!'"));
+  EXPECT_TRUE(
+      fails_with(replaced("a.u16", "a.\xC0\xAF!"), "expected UTF-8, found 'a.\\xc0\\xaf!'"));
   EXPECT_TRUE(fails_with(with<uint32_t>(b, "alignment", 48), "power of two"));
   EXPECT_TRUE(fails_with(with<uint32_t>(b, "alignment", 0), "power of two"));
   EXPECT_TRUE(fails_with(with<uint32_t>(b, "alignment", 1u << 31), "power of two"));
@@ -237,9 +238,8 @@ TEST(Gguf, WriterRefusesWhatTheReaderWould) {
 
 TEST(Gguf, ProduceThatWritesTooLittleIsABrokenInvariant) {
   TempFolder folder;
-  std::vector<TensorSource> tensors = {{"t", {4}, Dtype::F32, [](const auto& write) {
-                                          write(std::vector<std::byte>(12));
-                                        }}};
+  std::vector<TensorSource> tensors = {
+      {"t", {4}, Dtype::F32, [](const auto& write) { write(std::vector<std::byte>(12)); }}};
   EXPECT_DEATH(write_gguf(folder / "o.gguf", {}, tensors), "exactly the tensor's bytes");
 }
 
