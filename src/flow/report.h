@@ -19,6 +19,8 @@ struct Comparison {
   int64_t n_windows = 0;
   int64_t n_tokens = 0;  // scored
   Estimate base_perplexity, perplexity;
+  double base_perplexity_se = 0, perplexity_se = 0;  // standard errors over tokens, as the field's
+  double kl_se = 0;                                  // of kl_mean, over tokens
   Estimate kl_mean, kl_median, kl_p90, kl_p99, kl_p999, kl_max;
   Estimate same_top;         // share 0..1
   Estimate dp_mean, dp_rms;  // change of the true token's probability, 0..1
