@@ -5,8 +5,8 @@ For each model NAME:
   tiny_NAME.ids.i32      the tokens, int32 little-endian [n_tokens]
   tiny_NAME.logits.f32   the logits of every position, f32 little-endian [n_tokens, n_vocab], of one
                          sequence from an empty cache: numpy_forward.py's, in float64
-Nothing is written unless unmodified llama.cpp agrees to 1e-4 (with its GELU, which is a table in f16:
-the exact one differs by up to 3e-3 on gemma3) and ik_llama.cpp, whose cached values are f16, to 0.02.
+Nothing is written unless unmodified llama.cpp agrees to 1e-4 (gemma3 to 1e-3, with llama.cpp's GELU, which
+is a table in f16: the exact one differs by 3e-3) and ik_llama.cpp, whose cached values are f16, to 0.02.
 
 usage: make_tiny_models.py [FOLDER]   with gguf, numpy, xllamacpp, ik-llama-cpp-python installed
 """
@@ -143,7 +143,8 @@ def main():
                  "upstream and exact GELU": np.abs(upstream - exact).max()}
         print(f"{name}: {path.stat().st_size} bytes, logits to {np.abs(exact).max():.2f}, standard "
               f"deviation {exact.std():.2f}; apart: { {k: round(float(v), 6) for k, v in apart.items()} }")
-        if apart["upstream"] > 1e-4:
+        # A value that falls to the other side of a rounding of the table moves gemma3's by more.
+        if apart["upstream"] > (1e-3 if m["arch"] == "gemma3" else 1e-4):
             sys.exit(f"{name}: llama.cpp disagrees")
         # ik-llama-cpp-python 0.1.5 gives other logits where there are rope_freqs; upstream and the
         # float64 pass agree on them, and ik with both where they are left out.
