@@ -266,7 +266,7 @@ const Kernels& avx2_kernels() {
       .scale_mul = scale_mul,
       .max = maximum,
       .rope = rope,
-      .decode_row = mt::decode_row,
+      .decode_row = avx2_decode_row,
       .quantised_bytes = reference_quantised_bytes,
       .quantise = reference_quantise,
       .has_rows_dot = reference_has_rows_dot,

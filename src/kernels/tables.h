@@ -20,6 +20,9 @@ struct QuantisedLayout {
 };
 QuantisedLayout quantised_layout(int64_t n);
 
+void avx2_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
+void avx512_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
+
 int64_t reference_quantised_bytes(int64_t n);
 void reference_quantise(const float* x, int64_t n, std::byte* q);
 bool reference_has_rows_dot(Dtype dtype);
