@@ -1,0 +1,176 @@
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+// Arithmetic on 16 blocks side by side: lane l of every vector belongs to block l, so no sum ever
+// crosses lanes and the bytes that come out do not depend on how many lanes a register holds.
+// Vectors are the compiler's own; the search loops are compiled for three widths and one is chosen
+// at run time. Everything here is forced inline: it takes the instruction set of its caller.
+#define MT_INLINE inline __attribute__((always_inline))
+
+namespace mt {
+
+inline constexpr int kLanes = 16;
+
+template <int W>
+struct Vec;
+template <>
+struct Vec<4> {
+  typedef float F __attribute__((vector_size(16)));
+  typedef int32_t I __attribute__((vector_size(16)));
+};
+template <>
+struct Vec<8> {
+  typedef float F __attribute__((vector_size(32)));
+  typedef int32_t I __attribute__((vector_size(32)));
+};
+template <>
+struct Vec<16> {
+  typedef float F __attribute__((vector_size(64)));
+  typedef int32_t I __attribute__((vector_size(64)));
+};
+template <int W>
+using VF = typename Vec<W>::F;
+template <int W>
+using VI = typename Vec<W>::I;
+
+// 16 columns of N weights and their importances, lane l being column l.
+template <int N>
+struct alignas(64) Columns {
+  float x[N][kLanes];
+  float w[N][kLanes];
+};
+
+template <int W>
+MT_INLINE VF<W> load(const float* p) {
+  return *reinterpret_cast<const VF<W>*>(p);  // rows of Columns and lane arrays are aligned
+}
+template <int W>
+MT_INLINE void store(float* p, VF<W> v) {
+  *reinterpret_cast<VF<W>*>(p) = v;
+}
+template <int W>
+MT_INLINE VF<W> splat(float value) {
+  return VF<W>{} + value;
+}
+template <int W>
+MT_INLINE VF<W> vmin(VF<W> a, VF<W> b) {
+  return a < b ? a : b;
+}
+template <int W>
+MT_INLINE VF<W> vmax(VF<W> a, VF<W> b) {
+  return a > b ? a : b;
+}
+template <int W>
+MT_INLINE VF<W> vabs(VF<W> a) {
+  return (VF<W>)((VI<W>)a & 0x7fffffff);
+}
+// Nearest integer, ties to even, for magnitudes below 2^22.
+template <int W>
+MT_INLINE VF<W> vround(VF<W> a) {
+  return (a + 12582912.0f) - 12582912.0f;
+}
+// 1/a, and 0 where a is 0 or so small that the quotient would not be finite.
+template <int W>
+MT_INLINE VF<W> inverse_or_zero(VF<W> a) {
+  const VI<W> usable = vabs<W>(a) > 1e-30f;
+  return usable ? 1.0f / (usable ? a : splat<W>(1.0f)) : splat<W>(0.0f);
+}
+// a/b, and 0 where b is not above zero.
+template <int W>
+MT_INLINE VF<W> ratio_or_zero(VF<W> a, VF<W> b) {
+  const VI<W> usable = b > 1e-37f;
+  return usable ? a / (usable ? b : splat<W>(1.0f)) : splat<W>(0.0f);
+}
+
+// The nearest f16 number, as f32; magnitudes beyond 65504 become 65504.
+template <int W>
+MT_INLINE VF<W> round_to_half(VF<W> a) {
+  const VI<W> sign = (VI<W>)a & static_cast<int32_t>(0x80000000);
+  const VF<W> magnitude = vmin<W>(vabs<W>(a), splat<W>(65504.0f));
+  const VI<W> bits = (VI<W>)magnitude;
+  const VF<W> normal = (VF<W>)((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fff);
+  const VF<W> subnormal = (magnitude + 0.5f) - 0.5f;
+  const VF<W> rounded = vmin<W>(magnitude < 0x1p-14f ? subnormal : normal, splat<W>(65504.0f));
+  return (VF<W>)((VI<W>)rounded | sign);
+}
+// Distance of an f16 number from the next larger one.
+template <int W>
+MT_INLINE VF<W> half_step(VF<W> a) {
+  const VF<W> exponent = (VF<W>)((VI<W>)vabs<W>(a) & 0x7f800000);
+  return vmax<W>(exponent, splat<W>(0x1p-14f)) * 0x1p-10f;
+}
+
+enum class Isa { kBaseline, kAvx2, kAvx512 };
+// The widest of the three this machine has; MT_DTYPE_ISA=baseline|avx2|avx512 narrows it (tests).
+Isa encode_isa();
+
+template <class Kernel, class... Args>
+__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2"))) void run_avx512(
+    Args... args) {
+  Kernel::template run<16>(args...);
+}
+template <class Kernel, class... Args>
+__attribute__((target("avx2,bmi,bmi2"))) void run_avx2(Args... args) {
+  Kernel::template run<8>(args...);
+}
+template <class Kernel, class... Args>
+void run_baseline(Args... args) {
+  Kernel::template run<4>(args...);
+}
+// Kernel::run<W>(args...) with W the lanes of this machine's registers.
+template <class Kernel, class... Args>
+void run_widest(Args... args) {
+  switch (encode_isa()) {
+    case Isa::kAvx512:
+      return run_avx512<Kernel>(args...);
+    case Isa::kAvx2:
+      return run_avx2<Kernel>(args...);
+    case Isa::kBaseline:
+      return run_baseline<Kernel>(args...);
+  }
+}
+
+// Fills lane `lane` with the n weights at src. What is not finite is 0; magnitudes above `limit`
+// (what the format can hold) are cut to it, so that nothing later overflows. Importances are
+// brought to a mean of 1; a millionth of the mean is added so that a weight nobody asks for still
+// lands near its value. All zero, or no pointer: all equal.
+template <int N>
+MT_INLINE void fill_lane(Columns<N>& c, int lane, const float* src, const float* importance,
+                         float limit) {
+  float largest = 0.0f;
+  for (int i = 0; i < N; ++i) {
+    const float v = src[i];
+    const float m = v > limit ? limit : v < -limit ? -limit : v;
+    c.x[i][lane] = std::fabs(v) <= 3.0e38f ? m : 0.0f;
+  }
+  if (importance == nullptr) {
+    for (int i = 0; i < N; ++i) c.w[i][lane] = 1.0f;
+    return;
+  }
+  for (int i = 0; i < N; ++i) {
+    const float v = importance[i];
+    const float clean = v > 0.0f && v <= 3.0e38f ? v : 0.0f;
+    c.w[i][lane] = clean;
+    largest = clean > largest ? clean : largest;
+  }
+  if (!(largest > 0.0f)) {
+    for (int i = 0; i < N; ++i) c.w[i][lane] = 1.0f;
+    return;
+  }
+  double sum = 0.0;
+  for (int i = 0; i < N; ++i) sum += c.w[i][lane];
+  const double factor = N / sum;
+  for (int i = 0; i < N; ++i) {
+    c.w[i][lane] = static_cast<float>(static_cast<double>(c.w[i][lane]) * factor) + 1e-6f;
+  }
+}
+template <int N>
+MT_INLINE void clear_lane(Columns<N>& c, int lane) {
+  for (int i = 0; i < N; ++i) {
+    c.x[i][lane] = 0.0f;
+    c.w[i][lane] = 1.0f;
+  }
+}
+
+}  // namespace mt
