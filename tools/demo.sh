@@ -1,0 +1,12 @@
+#!/bin/bash
+# The main job on a real model: SmolLM2-135M-Instruct cut from 98 to 75 MB, proved, and run.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+model=models/SmolLM2-135M-Instruct.Q4_1.gguf
+small=out/SmolLM2-135M-Instruct.75MB.gguf
+mkdir -p out
+say() { printf '\n$ %s\n' "$*"; "$@"; }
+say build/microtome compress "$model" --size 75MB -o "$small" --html out/report.html --force
+say build/microtome generate "$small" --prompt 'Why is the sky blue?' --max-tokens 60 --temperature 0
+printf '\nThe small model: %s (%d bytes; the original has %d)\nThe report:      %s\n' \
+  "$small" "$(stat -c %s "$small")" "$(stat -c %s "$model")" out/report.html
