@@ -268,9 +268,9 @@ const Kernels& avx2_kernels() {
       .rope = rope,
       .decode_row = avx2_decode_row,
       .quantised_bytes = reference_quantised_bytes,
-      .quantise = reference_quantise,
+      .quantise = avx2_quantise,
       .has_rows_dot = reference_has_rows_dot,
-      .rows_dot = reference_rows_dot,
+      .rows_dot = avx2_rows_dot,
   };
   return table;
 }

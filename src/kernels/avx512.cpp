@@ -275,9 +275,9 @@ const Kernels& avx512_kernels() {
       .rope = rope,
       .decode_row = avx512_decode_row,
       .quantised_bytes = reference_quantised_bytes,
-      .quantise = reference_quantise,
+      .quantise = avx512_quantise,
       .has_rows_dot = reference_has_rows_dot,
-      .rows_dot = reference_rows_dot,
+      .rows_dot = avx512_rows_dot,
   };
   return table;
 }

@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "base/checked.h"
@@ -24,28 +26,46 @@ int64_t reference_quantised_bytes(int64_t n) {
   return quantised_layout(n).bytes;
 }
 
-void reference_quantise(const float* x, int64_t n, std::byte* q) {
+void quantise_padding(const float* x, int64_t n, std::byte* blob) {
   QuantisedLayout layout = quantised_layout(n);
-  std::memset(q, 0, static_cast<size_t>(layout.bytes));
-  std::memcpy(q, x, static_cast<size_t>(n) * sizeof(float));
+  std::memcpy(blob, x, static_cast<size_t>(n) * 4);
+  std::memset(blob + n * 4, 0, static_cast<size_t>(layout.q - n * 4));
+  std::memset(blob + layout.q + n, 0, static_cast<size_t>(layout.d - layout.q - n));
+  std::memset(blob + layout.d + n / 8, 0, static_cast<size_t>(layout.sum - layout.d - n / 8));
+  std::memset(blob + layout.sum + n / 4, 0, static_cast<size_t>(layout.bytes - layout.sum - n / 4));
+}
+
+void quantise_scale(uint32_t largest_bits, float& d, float& inverse) {
+  float largest = std::bit_cast<float>(largest_bits);
+  d = inverse = 0.0f;
+  if (largest_bits >= 0x7f800000u) {
+    d = std::numeric_limits<float>::quiet_NaN();
+  } else if (largest >= 1.27e-36f) {
+    d = largest / 127.0f;
+    inverse = 127.0f / largest;
+  }
+}
+
+void reference_quantise(const float* x, int64_t n, std::byte* blob) {
+  QuantisedLayout layout = quantised_layout(n);
+  quantise_padding(x, n, blob);
   for (int64_t block = 0; block < n / 32; ++block) {
     const float* xb = x + block * 32;
-    float largest = 0.0f;
-    for (int i = 0; i < 32; ++i) largest = std::max(largest, std::fabs(xb[i]));
-    float d = largest / 127.0f;
-    float inverse = d > 0.0f ? 127.0f / largest : 0.0f;
-    if (!std::isfinite(inverse)) d = inverse = 0.0f;
-    float sum[2] = {};
-    int8_t code[32];
-    for (int i = 0; i < 32; ++i) {
-      float scaled = xb[i] * inverse;
-      code[i] = std::isfinite(scaled) ? static_cast<int8_t>(std::nearbyint(scaled)) : int8_t{0};
-      sum[i / 16] += static_cast<float>(code[i]);
+    uint32_t largest = 0;
+    for (int i = 0; i < 32; ++i)
+      largest = std::max(largest, std::bit_cast<uint32_t>(xb[i]) & 0x7fffffffu);
+    float d, inverse;
+    quantise_scale(largest, d, inverse);
+    int8_t code[32] = {};
+    int total[2] = {};
+    for (int i = 0; i < 32 && inverse != 0.0f; ++i) {
+      code[i] = static_cast<int8_t>(std::nearbyint(xb[i] * inverse));
+      total[i / 16] += code[i];
     }
-    for (float& s : sum) s *= d;
-    std::memcpy(q + layout.q + block * 32, code, 32);
-    std::memcpy(q + layout.d + block * 4, &d, 4);
-    std::memcpy(q + layout.sum + block * 8, sum, 8);
+    float sum[2] = {d * static_cast<float>(total[0]), d * static_cast<float>(total[1])};
+    std::memcpy(blob + layout.q + block * 32, code, 32);
+    std::memcpy(blob + layout.d + block * 4, &d, 4);
+    std::memcpy(blob + layout.sum + block * 8, sum, 8);
   }
 }
 

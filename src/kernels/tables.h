@@ -13,15 +13,26 @@ const Kernels& avx512_kernels();
 // padded with zeros to a multiple of 64 bytes and the vector to a multiple of 256 values:
 //   f32  x[n]         the activations themselves, for F32, F16 and BF16 weights
 //   i8   q[n]         round(x / d) with one d per 32 values, |q| <= 127
-//   f32  d[n / 32]    max |x| / 127; 0 where all are 0 or one is not finite
+//   f32  d[n / 32]    max |x| / 127; 0 where that is below 1e-38; NaN where an x is not finite
 //   f32  sum[n / 16]  d * (sum of the 16 q), for formats with a minimum per sub-block
 struct QuantisedLayout {
   int64_t q, d, sum, bytes;
 };
 QuantisedLayout quantised_layout(int64_t n);
+// Copies x and clears what the padding holds.
+void quantise_padding(const float* x, int64_t n, std::byte* blob);
+// From the bits of the largest |x|, compared as integers: d, and 1 / d or 0 for codes of 0.
+void quantise_scale(uint32_t largest_bits, float& d, float& inverse);
 
 void avx2_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
 void avx512_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
+
+void avx2_quantise(const float* x, int64_t n, std::byte* blob);
+void avx512_quantise(const float* x, int64_t n, std::byte* blob);
+void avx2_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
+                   const std::byte* q, int64_t n, float* y);
+void avx512_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
+                     const std::byte* q, int64_t n, float* y);
 
 int64_t reference_quantised_bytes(int64_t n);
 void reference_quantise(const float* x, int64_t n, std::byte* q);

@@ -1,0 +1,709 @@
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ 12's own header reads an undefined register on purpose and warns about it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include <array>
+
+#include "kernels/attributes.h"
+#include "kernels/tables.h"
+#include "kernels/unpack.h"
+
+// Rows of packed weights times one quantised vector, with AVX-512 VNNI and VBMI.
+//
+// vpdpbusd multiplies unsigned codes by signed activations and adds four products a lane. Codes
+// stay unsigned as they are stored; what they are stored too high by, `offset`, is made good by
+// starting each sum from -offset * (sum of the activations), shared by all rows of the step. Each
+// lane then belongs to one scale, which multiplies it in f32. R rows go side by side: they share
+// the activations' preparation and give the memory R streams.
+namespace mt {
+namespace {
+
+struct Activations {
+  const float* x;
+  const int8_t* q;
+  const float* d;
+  const float* sum;
+};
+
+template <int R>
+struct Rows {
+  const uint8_t* w[R];
+};
+
+MT_AVX512_INLINE __m512i load64(const void* p) {
+  return _mm512_loadu_si512(p);
+}
+MT_AVX512_INLINE __m512i load(const std::array<uint8_t, 64>& index) {
+  return _mm512_loadu_si512(index.data());
+}
+MT_AVX512_INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i x) {
+  return _mm512_dpbusd_epi32(sum, codes, x);
+}
+MT_AVX512_INLINE __m512i minus(__m512i v) {
+  return _mm512_sub_epi32(_mm512_setzero_si512(), v);
+}
+MT_AVX512_INLINE __m512i low_nibbles(__m512i v) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+MT_AVX512_INLINE __m512i high_nibbles(__m512i v) {
+  return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+MT_AVX512_INLINE __m512 to_lanes(__m512i lanes, __m512 v) {
+  return _mm512_permutexvar_ps(lanes, v);
+}
+MT_AVX512_INLINE __m512i runs_of_4(int a, int b, int c, int d) {
+  return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+}
+MT_AVX512_INLINE float half(const uint8_t* p) {
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_as<uint16_t>(p))));
+}
+MT_AVX512_INLINE float add_lanes(__m512 v) {
+  __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
+}
+// Unsigned codes of a table of signed values: 128 too high.
+MT_AVX512_INLINE __m512i byte_table(const int8_t (&values)[16]) {
+  __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm512_broadcast_i32x4(_mm_xor_si128(v, _mm_set1_epi8(-128)));
+}
+
+constexpr int prefetch_distance = 1024;
+MT_AVX512_INLINE void prefetch(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p + prefetch_distance), _MM_HINT_T0);
+}
+
+// ---- four short blocks a step, seen through a window of two overlapping registers ----
+// Where byte `at` of a step of 4 * size bytes lies in the window: the first register holds its
+// first 64 bytes, the second its last 64.
+constexpr uint8_t in_window(int at, int size) {
+  return static_cast<uint8_t>(at < 64 ? at : at - (4 * size - 64) + 64);
+}
+// 16 code bytes of each block.
+constexpr std::array<uint8_t, 64> code_bytes(int size, int offset) {
+  std::array<uint8_t, 64> index{};
+  for (int i = 0; i < 64; ++i) index[size_t(i)] = in_window(i / 16 * size + offset + i % 16, size);
+  return index;
+}
+// A 16-bit field of each block, four times over.
+constexpr std::array<uint8_t, 64> half_bytes(int size, int offset) {
+  std::array<uint8_t, 64> index{};
+  for (int i = 0; i < 32; ++i) index[size_t(i)] = in_window(i / 8 * size + offset + i % 2, size);
+  return index;
+}
+// For each of 16 weights of each block the byte of its fifth bit.
+constexpr std::array<uint8_t, 64> bit_bytes(int size, int offset) {
+  std::array<uint8_t, 64> index{};
+  for (int i = 0; i < 64; ++i)
+    index[size_t(i)] = in_window(i / 16 * size + offset + i % 16 / 8, size);
+  return index;
+}
+// The block's first byte as an i32, four times over (the mask clears the rest).
+constexpr std::array<uint8_t, 64> first_bytes(int size) {
+  std::array<uint8_t, 64> index{};
+  for (int i = 0; i < 64; ++i) index[size_t(i)] = in_window(i / 16 * size, size);
+  return index;
+}
+
+constexpr int small_bytes(Dtype t) {
+  if (t == Dtype::Q4_1) return 20;
+  if (t == Dtype::Q5_0) return 22;
+  if (t == Dtype::Q5_1) return 24;
+  return t == Dtype::MXFP4 ? 17 : 18;
+}
+constexpr bool has_min(Dtype t) {
+  return t == Dtype::Q4_1 || t == Dtype::Q5_1;
+}
+constexpr bool has_fifth(Dtype t) {
+  return t == Dtype::Q5_0 || t == Dtype::Q5_1;
+}
+constexpr int offset_of(Dtype t) {
+  if (t == Dtype::Q4_0) return 8;
+  if (t == Dtype::Q5_0) return 16;
+  return t == Dtype::IQ4_NL || t == Dtype::MXFP4 ? 128 : 0;
+}
+
+struct Window {
+  __m512i a, b;
+};
+template <bool Full>
+MT_AVX512_INLINE Window window(const uint8_t* p, int size, int blocks) {
+  const uint8_t* second = p + 4 * size - 64;
+  if constexpr (Full) return {load64(p), load64(second)};
+  int there = blocks * size, there2 = there - (4 * size - 64);
+  __mmask64 m = there >= 64 ? ~0ull : (1ull << there) - 1;
+  __mmask64 m2 = there2 <= 0 ? 0 : (1ull << there2) - 1;
+  return {_mm512_maskz_loadu_epi8(m, p), _mm512_maskz_loadu_epi8(m2, second)};
+}
+MT_AVX512_INLINE __m512i pick(Window v, const std::array<uint8_t, 64>& index) {
+  return _mm512_permutex2var_epi8(v.a, load(index), v.b);
+}
+
+template <Dtype T>
+MT_AVX512_INLINE __m512 step_scale(Window v) {
+  constexpr int size = small_bytes(T);
+  if constexpr (T == Dtype::MXFP4) {
+    static constexpr auto index = first_bytes(size);
+    __m512i e = _mm512_maskz_permutex2var_epi8(0x1111111111111111u, v.a, load(index), v.b);
+    __m512i bits = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    __mmask16 tiny = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+    bits = _mm512_mask_sllv_epi32(bits, tiny, _mm512_set1_epi32(0x00200000), e);
+    return _mm512_castsi512_ps(bits);
+  } else {
+    static constexpr auto index = half_bytes(size, 0);
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(pick(v, index)));
+  }
+}
+
+template <Dtype T, int R, bool Full>
+MT_AVX512_INLINE void small_step(const Rows<R>& rows, int64_t at, const Activations& act,
+                                 int64_t block, int blocks, __m512 (&acc)[R]) {
+  constexpr int size = small_bytes(T);
+  constexpr int fifth_at = has_min(T) ? 4 : 2;
+  constexpr int codes_at = T == Dtype::MXFP4 ? 1 : fifth_at + (has_fifth(T) ? 4 : 0);
+  static constexpr auto code_index = code_bytes(size, codes_at);
+  static constexpr auto low_bits = bit_bytes(size, fifth_at);
+  static constexpr auto high_bits = bit_bytes(size, fifth_at + 2);
+  static constexpr auto min_index = half_bytes(size, 2);
+
+  __m512i x0 = load64(act.q + 32 * block), x1 = load64(act.q + 32 * block + 64);
+  __m512i x_low = _mm512_shuffle_i64x2(x0, x1, 0x88), x_high = _mm512_shuffle_i64x2(x0, x1, 0xdd);
+  __m512 dx = to_lanes(runs_of_4(0, 1, 2, 3), _mm512_castps128_ps512(_mm_loadu_ps(act.d + block)));
+  __m512i start = _mm512_setzero_si512();
+  if constexpr (offset_of(T) != 0) {
+    __m512i offset = _mm512_set1_epi8(static_cast<char>(offset_of(T)));
+    start = minus(dot4(dot4(start, offset, x_low), offset, x_high));
+  }
+  __m512 sums = _mm512_setzero_ps();
+  if constexpr (has_min(T)) {
+    __m512i lanes = _mm512_setr_epi32(0, 1, 0, 0, 2, 3, 0, 0, 4, 5, 0, 0, 6, 7, 0, 0);
+    sums = _mm512_maskz_permutexvar_ps(
+        0x3333, lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.sum + 2 * block)));
+  }
+  __m512i table = byte_table(T == Dtype::MXFP4 ? e2m1_values : iq4_values);
+  __m512i bit = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201u));
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const uint8_t* p = rows.w[r] + at;
+    prefetch(p);
+    Window v = window<Full>(p, size, blocks);
+    __m512i qs = pick(v, code_index);
+    __m512i low = low_nibbles(qs), high = high_nibbles(qs);
+    if constexpr (has_fifth(T)) {
+      __mmask64 set_low = _mm512_test_epi8_mask(pick(v, low_bits), bit);
+      __mmask64 set_high = _mm512_test_epi8_mask(pick(v, high_bits), bit);
+      low = _mm512_mask_add_epi8(low, set_low, low, _mm512_set1_epi8(16));
+      high = _mm512_mask_add_epi8(high, set_high, high, _mm512_set1_epi8(16));
+    }
+    if constexpr (T == Dtype::IQ4_NL || T == Dtype::MXFP4) {
+      low = _mm512_shuffle_epi8(table, low);
+      high = _mm512_shuffle_epi8(table, high);
+    }
+    __m512 dot = _mm512_cvtepi32_ps(dot4(dot4(start, low, x_low), high, x_high));
+    acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(step_scale<T>(v), dx), acc[r]);
+    if constexpr (has_min(T)) {
+      __m512 min = _mm512_cvtph_ps(_mm512_castsi512_si256(pick(v, min_index)));
+      acc[r] = _mm512_fmadd_ps(min, sums, acc[r]);
+    }
+  }
+}
+
+template <Dtype T, int R>
+MT_AVX512 void small_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                          int64_t stride) {
+  __m512 acc[R];
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  int64_t blocks = n / 32, b = 0;
+  for (; b + 4 <= blocks; b += 4) small_step<T, R, true>(rows, b * small_bytes(T), act, b, 4, acc);
+  if (b < blocks)
+    small_step<T, R, false>(rows, b * small_bytes(T), act, b, static_cast<int>(blocks - b), acc);
+  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+}
+
+// ---- Q8_0: two blocks a step ----
+template <int R>
+MT_AVX512 void q8_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                       int64_t stride) {
+  __m512 acc[R];
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  __m512i high_bit = _mm512_set1_epi8(-128);
+  for (int64_t b = 0; b < n / 32; b += 2) {
+    bool both = b + 1 < n / 32;
+    __m512i x = load64(act.q + 32 * b);
+    __m512i start = minus(dot4(_mm512_setzero_si512(), high_bit, x));
+    __m512 dx = _mm512_insertf32x8(_mm512_set1_ps(act.d[b]), _mm256_set1_ps(act.d[b + 1]), 1);
+    MT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows.w[r] + 34 * b;
+      // Where the row has an odd number of blocks the last is taken twice; its dx is 0 there.
+      const uint8_t* second = both ? p + 34 : p;
+      prefetch(p);
+      __m512i codes = _mm512_inserti64x4(
+          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second + 2)), 1);
+      __m256i d = _mm256_inserti128_si256(_mm256_set1_epi16(load_as<short>(p)),
+                                          _mm_set1_epi16(load_as<short>(second)), 1);
+      __m512 dot = _mm512_cvtepi32_ps(dot4(start, _mm512_xor_si512(codes, high_bit), x));
+      acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(_mm512_cvtph_ps(d), dx), acc[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+}
+
+// ---- Q2_0: four blocks of 64 a step ----
+template <int R, bool Full>
+MT_AVX512_INLINE void q2_0_step(const Rows<R>& rows, int64_t at, const Activations& act,
+                                int64_t block, int blocks, __m512 (&acc)[R]) {
+  static constexpr auto code_index = code_bytes(18, 2);
+  static constexpr auto scale_index = half_bytes(18, 0);
+  // Byte j of a block holds weights 4j..4j+3, so part s of the codes meets activations 4j+s:
+  // sort those of each block by s, then collect each s over the four blocks.
+  static constexpr auto sorted = [] {
+    std::array<uint8_t, 64> index{};
+    for (int i = 0; i < 64; ++i) index[size_t(i)] = static_cast<uint8_t>(4 * (i % 16) + i / 16);
+    return index;
+  }();
+  __m512i y[4], x[4];
+  MT_UNROLL
+  for (int b = 0; b < 4; ++b)
+    y[b] = _mm512_permutexvar_epi8(load(sorted), load64(act.q + 64 * (block + b)));
+  __m512i even01 = _mm512_shuffle_i64x2(y[0], y[1], 0x88);  // s = 0, 2 of block 0, then of 1
+  __m512i even23 = _mm512_shuffle_i64x2(y[2], y[3], 0x88);
+  __m512i odd01 = _mm512_shuffle_i64x2(y[0], y[1], 0xdd);
+  __m512i odd23 = _mm512_shuffle_i64x2(y[2], y[3], 0xdd);
+  x[0] = _mm512_shuffle_i64x2(even01, even23, 0x88);
+  x[2] = _mm512_shuffle_i64x2(even01, even23, 0xdd);
+  x[1] = _mm512_shuffle_i64x2(odd01, odd23, 0x88);
+  x[3] = _mm512_shuffle_i64x2(odd01, odd23, 0xdd);
+  __m512i start = _mm512_setzero_si512();
+  MT_UNROLL
+  for (int s = 0; s < 4; ++s) start = dot4(start, _mm512_set1_epi8(1), x[s]);
+  start = minus(start);
+  __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  __m512 dx = to_lanes(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 2 * block)));
+  __m512i three = _mm512_set1_epi8(3);
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const uint8_t* p = rows.w[r] + at;
+    prefetch(p);
+    Window v = window<Full>(p, 18, blocks);
+    __m512i qs = pick(v, code_index);
+    __m512i dot = dot4(start, _mm512_and_si512(qs, three), x[0]);
+    dot = dot4(dot, _mm512_and_si512(_mm512_srli_epi16(qs, 2), three), x[1]);
+    dot = dot4(dot, _mm512_and_si512(_mm512_srli_epi16(qs, 4), three), x[2]);
+    dot = dot4(dot, _mm512_and_si512(_mm512_srli_epi16(qs, 6), three), x[3]);
+    __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(pick(v, scale_index)));
+    acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(d, dx), acc[r]);
+  }
+}
+
+template <int R>
+MT_AVX512 void q2_0_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                         int64_t stride) {
+  __m512 acc[R];
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  int64_t blocks = n / 64, b = 0;
+  for (; b + 4 <= blocks; b += 4) q2_0_step<R, true>(rows, 18 * b, act, b, 4, acc);
+  if (b < blocks) q2_0_step<R, false>(rows, 18 * b, act, b, static_cast<int>(blocks - b), acc);
+  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+}
+
+// ---- Q1_0: a bit is code 0 or 2, one too high ----
+template <int R>
+MT_AVX512 void q1_0_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                         int64_t stride) {
+  __m512 acc[R];
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  __m512i two = _mm512_set1_epi8(2);
+  for (int64_t b = 0; b < n / 128; ++b) {
+    __m512i x[2], start[2];
+    __m512 dx[2];
+    MT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      x[h] = load64(act.q + 128 * b + 64 * h);
+      start[h] = minus(dot4(_mm512_setzero_si512(), _mm512_set1_epi8(1), x[h]));
+      const float* d = act.d + 4 * b + 2 * h;
+      dx[h] = _mm512_insertf32x8(_mm512_set1_ps(d[0]), _mm256_set1_ps(d[1]), 1);
+    }
+    MT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows.w[r] + 18 * b;
+      prefetch(p);
+      __m512 v = _mm512_setzero_ps();
+      MT_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        __m512i codes = _mm512_maskz_mov_epi8(load_as<uint64_t>(p + 2 + 8 * h), two);
+        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot4(start[h], codes, x[h])), dx[h], v);
+      }
+      __m512 d = _mm512_cvtph_ps(_mm256_set1_epi16(load_as<short>(p)));
+      acc[r] = _mm512_fmadd_ps(v, d, acc[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+}
+
+// ---- blocks of 256: four groups of 64 codes, each lane of them under one sub-scale ----
+constexpr int k_bytes(Dtype t) {
+  if (t == Dtype::Q2_K) return 84;
+  if (t == Dtype::Q3_K) return 110;
+  if (t == Dtype::Q4_K) return 144;
+  if (t == Dtype::Q5_K) return 176;
+  return t == Dtype::Q6_K ? 210 : 136;
+}
+constexpr int k_offset(Dtype t) {
+  if (t == Dtype::Q3_K) return 4;
+  if (t == Dtype::Q6_K) return 32;
+  return t == Dtype::IQ4_XS ? 128 : 0;
+}
+constexpr bool two_bits(Dtype t) {
+  return t == Dtype::Q2_K || t == Dtype::Q3_K;
+}
+
+// The activations in the order in which group g of the codes lies, and each lane's sub-scale.
+template <Dtype T>
+MT_AVX512_INLINE void arrange(const int8_t* q, __m512i (&x)[4], __m512i (&lanes)[4]) {
+  __m512i v[4] = {load64(q), load64(q + 64), load64(q + 128), load64(q + 192)};
+  if constexpr (two_bits(T)) {
+    // 32 bytes hold 128 weights: bits s of the 64 bytes are weights 32s.. and 128 + 32s..
+    x[0] = _mm512_shuffle_i64x2(v[0], v[2], 0x44);
+    x[1] = _mm512_shuffle_i64x2(v[0], v[2], 0xee);
+    x[2] = _mm512_shuffle_i64x2(v[1], v[3], 0x44);
+    x[3] = _mm512_shuffle_i64x2(v[1], v[3], 0xee);
+    MT_UNROLL
+    for (int s = 0; s < 4; ++s) lanes[s] = runs_of_4(2 * s, 2 * s + 1, 8 + 2 * s, 9 + 2 * s);
+  } else if constexpr (T == Dtype::Q6_K) {
+    MT_UNROLL
+    for (int g = 0; g < 4; ++g) {
+      x[g] = v[g];
+      lanes[g] = runs_of_4(4 * g, 4 * g + 1, 4 * g + 2, 4 * g + 3);
+    }
+  } else if constexpr (T == Dtype::IQ4_XS) {
+    // Groups 0 and 1 are the nibbles of the same bytes, 16 of each of four sub-blocks.
+    MT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      x[2 * h] = _mm512_shuffle_i64x2(v[2 * h], v[2 * h + 1], 0x88);
+      x[2 * h + 1] = _mm512_shuffle_i64x2(v[2 * h], v[2 * h + 1], 0xdd);
+      lanes[2 * h] = lanes[2 * h + 1] = runs_of_4(4 * h, 4 * h + 1, 4 * h + 2, 4 * h + 3);
+    }
+  } else {
+    // Q4_K, Q5_K: nibbles of 32 bytes are two sub-blocks of 32.
+    MT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      x[2 * h] = _mm512_shuffle_i64x2(v[2 * h], v[2 * h + 1], 0x44);
+      x[2 * h + 1] = _mm512_shuffle_i64x2(v[2 * h], v[2 * h + 1], 0xee);
+      lanes[2 * h] = runs_of_4(4 * h, 4 * h, 4 * h + 2, 4 * h + 2);
+      lanes[2 * h + 1] = runs_of_4(4 * h + 1, 4 * h + 1, 4 * h + 3, 4 * h + 3);
+    }
+  }
+}
+
+template <Dtype T>
+MT_AVX512_INLINE void k_codes(const uint8_t* p, __m512i (&codes)[4]) {
+  if constexpr (two_bits(T)) {
+    __m512i qs = load64(p + (T == Dtype::Q2_K ? 16 : 32)), three = _mm512_set1_epi8(3);
+    MT_UNROLL
+    for (int s = 0; s < 4; ++s)
+      codes[s] = _mm512_and_si512(_mm512_srli_epi16(qs, static_cast<unsigned>(2 * s)), three);
+    if constexpr (T == Dtype::Q3_K) {
+      __m512i high =
+          _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      MT_UNROLL
+      for (int s = 0; s < 4; ++s) {
+        __m512i bit = _mm512_inserti64x4(_mm512_set1_epi8(static_cast<char>(1 << s)),
+                                         _mm256_set1_epi8(static_cast<char>(16 << s)), 1);
+        __mmask64 set = _mm512_test_epi8_mask(high, bit);
+        codes[s] = _mm512_mask_add_epi8(codes[s], set, codes[s], _mm512_set1_epi8(4));
+      }
+    }
+  } else if constexpr (T == Dtype::Q6_K) {
+    __m512i left = _mm512_setr_epi64(4, 4, 4, 4, 2, 2, 2, 2);
+    __m512i right = _mm512_setr_epi64(0, 0, 0, 0, 2, 2, 2, 2);
+    __m512i mask = _mm512_set1_epi8(0x30);
+    MT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      __m512i ql = load64(p + 64 * h);
+      __m512i qh = _mm512_broadcast_i64x4(
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 128 + 32 * h)));
+      // (a & mask) | b
+      codes[2 * h] =
+          _mm512_ternarylogic_epi64(_mm512_sllv_epi64(qh, left), mask, low_nibbles(ql), 0xea);
+      codes[2 * h + 1] =
+          _mm512_ternarylogic_epi64(_mm512_srlv_epi64(qh, right), mask, high_nibbles(ql), 0xea);
+    }
+  } else {
+    constexpr int qs_at = T == Dtype::Q4_K ? 16 : T == Dtype::Q5_K ? 48 : 8;
+    MT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      __m512i qs = load64(p + qs_at + 64 * h);
+      codes[2 * h] = low_nibbles(qs);
+      codes[2 * h + 1] = high_nibbles(qs);
+    }
+    if constexpr (T == Dtype::Q5_K) {
+      __m512i fifth =
+          _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
+      MT_UNROLL
+      for (int g = 0; g < 4; ++g) {
+        int sub = g / 2 * 4 + g % 2;
+        __m512i bit = _mm512_inserti64x4(_mm512_set1_epi8(static_cast<char>(1 << sub)),
+                                         _mm256_set1_epi8(static_cast<char>(4 << sub)), 1);
+        __mmask64 set = _mm512_test_epi8_mask(fifth, bit);
+        codes[g] = _mm512_mask_add_epi8(codes[g], set, codes[g], _mm512_set1_epi8(16));
+      }
+    } else if constexpr (T == Dtype::IQ4_XS) {
+      MT_UNROLL
+      for (int g = 0; g < 4; ++g) codes[g] = _mm512_shuffle_epi8(byte_table(iq4_values), codes[g]);
+    }
+  }
+}
+
+// Sub-scales times dx, in lanes; takes the mins' part off acc.
+template <Dtype T>
+MT_AVX512_INLINE __m512 k_scales(const uint8_t* p, __m512 dx, __m512 sums, __m512& acc) {
+  if constexpr (T == Dtype::Q2_K) {
+    __m512i packed = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    __m512 min = _mm512_cvtepi32_ps(_mm512_srli_epi32(packed, 4));
+    min = _mm512_mul_ps(min, _mm512_set1_ps(half(p + 82)));
+    acc = _mm512_fnmadd_ps(min, sums, acc);
+    __m512 scale = _mm512_cvtepi32_ps(_mm512_and_si512(packed, _mm512_set1_epi32(15)));
+    return _mm512_mul_ps(scale, _mm512_mul_ps(dx, _mm512_set1_ps(half(p + 80))));
+  } else if constexpr (T == Dtype::Q3_K) {
+    uint64_t first, second;
+    unpack_k3_scales(p + 96, first, second);
+    __m128i packed = _mm_set_epi64x(static_cast<int64_t>(second), static_cast<int64_t>(first));
+    __m512i scale = _mm512_sub_epi32(_mm512_cvtepu8_epi32(packed), _mm512_set1_epi32(32));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(scale),
+                         _mm512_mul_ps(dx, _mm512_set1_ps(half(p + 108))));
+  } else if constexpr (T == Dtype::Q6_K) {
+    __m512i scale =
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 192)));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(scale),
+                         _mm512_mul_ps(dx, _mm512_set1_ps(half(p + 208))));
+  } else if constexpr (T == Dtype::IQ4_XS) {
+    __m256i low = _mm256_srlv_epi32(_mm256_set1_epi32(load_as<int>(p + 4)),
+                                    _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    __m256i high = _mm256_srlv_epi32(_mm256_set1_epi32(load_as<uint16_t>(p + 2)),
+                                     _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
+    low = _mm256_and_si256(low, _mm256_set1_epi32(15));
+    high = _mm256_slli_epi32(_mm256_and_si256(high, _mm256_set1_epi32(3)), 4);
+    __m256 scale =
+        _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_or_si256(low, high), _mm256_set1_epi32(32)));
+    __m256 d = _mm256_mul_ps(_mm512_castps512_ps256(dx), _mm256_set1_ps(half(p)));
+    return _mm512_castps256_ps512(_mm256_mul_ps(scale, d));
+  } else {
+    uint64_t scales, mins;
+    unpack_k4_scales(p + 4, scales, mins);
+    // Scales to the lower lanes, mins to the upper, whose sums are the 32-weight ones.
+    __m128i packed = _mm_set_epi64x(static_cast<int64_t>(mins), static_cast<int64_t>(scales));
+    __m512 both = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(packed));
+    __m512 d = _mm512_insertf32x8(_mm512_set1_ps(half(p)), _mm256_set1_ps(half(p + 2)), 1);
+    both = _mm512_mul_ps(both, d);
+    acc = _mm512_fnmadd_ps(both, sums, acc);
+    return _mm512_mul_ps(both, dx);
+  }
+}
+
+template <Dtype T, int R>
+MT_AVX512 void k_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                      int64_t stride) {
+  constexpr bool by_16 = two_bits(T) || T == Dtype::Q6_K;
+  __m512 acc[R];
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+  for (int64_t b = 0; b < n / 256; ++b) {
+    __m512i x[4], lanes[4], start[4];
+    arrange<T>(act.q + 256 * b, x, lanes);
+    MT_UNROLL
+    for (int g = 0; g < 4; ++g) start[g] = _mm512_setzero_si512();
+    if constexpr (k_offset(T) != 0) {
+      __m512i offset = _mm512_set1_epi8(static_cast<char>(k_offset(T)));
+      MT_UNROLL
+      for (int g = 0; g < 4; ++g) start[g] = minus(dot4(start[g], offset, x[g]));
+    }
+    if constexpr (T == Dtype::IQ4_XS) {  // its groups are summed in pairs
+      start[0] = _mm512_add_epi32(start[0], start[1]);
+      start[2] = _mm512_add_epi32(start[2], start[3]);
+    }
+    __m512 dx = _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 8 * b));
+    if constexpr (by_16) dx = to_lanes(twice, dx);
+    __m512 sums = _mm512_setzero_ps();
+    if constexpr (T == Dtype::Q2_K) sums = _mm512_loadu_ps(act.sum + 16 * b);
+    if constexpr (T == Dtype::Q4_K || T == Dtype::Q5_K) {
+      __m512 s = _mm512_loadu_ps(act.sum + 16 * b);
+      s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));  // each 16 and its neighbour
+      __m512i even = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 4, 6, 8, 10, 12, 14);
+      sums = _mm512_maskz_permutexvar_ps(0xff00, even, s);
+    }
+    MT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows.w[r] + b * k_bytes(T);
+      for (int line = 0; line < k_bytes(T); line += 64) prefetch(p + line);
+      __m512 scale = k_scales<T>(p, dx, sums, acc[r]);
+      __m512i codes[4];
+      k_codes<T>(p, codes);
+      if constexpr (T == Dtype::IQ4_XS) {
+        MT_UNROLL
+        for (int g = 0; g < 4; g += 2) {
+          __m512i dot = dot4(dot4(start[g], codes[g], x[g]), codes[g + 1], x[g + 1]);
+          acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), to_lanes(lanes[g], scale), acc[r]);
+        }
+      } else {
+        MT_UNROLL
+        for (int g = 0; g < 4; ++g) {
+          __m512 dot = _mm512_cvtepi32_ps(dot4(start[g], codes[g], x[g]));
+          acc[r] = _mm512_fmadd_ps(dot, to_lanes(lanes[g], scale), acc[r]);
+        }
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+}
+
+// ---- unquantised weights, f32 activations ----
+template <Dtype T, int R>
+MT_AVX512 void plain_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                          int64_t stride) {
+  constexpr int size = T == Dtype::F32 ? 4 : 2;
+  __m512 acc[R];
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < n; i += 16) {
+    __m512 x = _mm512_loadu_ps(act.x + i);
+    MT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows.w[r] + size * i;
+      prefetch(p);
+      __m512 v;
+      if constexpr (T == Dtype::F32) {
+        v = _mm512_loadu_ps(reinterpret_cast<const float*>(p));
+      } else {
+        __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        if constexpr (T == Dtype::F16)
+          v = _mm512_cvtph_ps(h);
+        else
+          v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+      }
+      acc[r] = _mm512_fmadd_ps(v, x, acc[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+}
+
+template <Dtype T, int R>
+MT_AVX512_INLINE void some_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
+                                int64_t stride) {
+  if constexpr (T == Dtype::F32 || T == Dtype::F16 || T == Dtype::BF16)
+    plain_rows<T, R>(rows, act, n, y, stride);
+  else if constexpr (T == Dtype::Q8_0)
+    q8_rows<R>(rows, act, n, y, stride);
+  else if constexpr (T == Dtype::Q2_0)
+    q2_0_rows<R>(rows, act, n, y, stride);
+  else if constexpr (T == Dtype::Q1_0)
+    q1_0_rows<R>(rows, act, n, y, stride);
+  else if constexpr (T == Dtype::Q2_K || T == Dtype::Q3_K || T == Dtype::Q4_K || T == Dtype::Q5_K ||
+                     T == Dtype::Q6_K || T == Dtype::IQ4_XS)
+    k_rows<T, R>(rows, act, n, y, stride);
+  else
+    small_rows<T, R>(rows, act, n, y, stride);
+}
+
+// Four rows a quarter of the matrix apart: four long streams instead of four short ones.
+template <Dtype T>
+MT_AVX512 void all_rows(const uint8_t* w, int64_t row_bytes, int64_t rows, const Activations& act,
+                        int64_t n, float* y) {
+  int64_t quarter = rows / 4;
+  for (int64_t i = 0; i < quarter; ++i) {
+    Rows<4> four;
+    for (int r = 0; r < 4; ++r) four.w[r] = w + (i + r * quarter) * row_bytes;
+    some_rows<T, 4>(four, act, n, y + i, quarter);
+  }
+  for (int64_t i = 4 * quarter; i < rows; ++i) {
+    Rows<1> one = {{w + i * row_bytes}};
+    some_rows<T, 1>(one, act, n, y + i, 0);
+  }
+}
+
+}  // namespace
+
+MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
+  QuantisedLayout layout = quantised_layout(n);
+  quantise_padding(x, n, blob);
+  __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t b = 0; b < n / 32; ++b) {
+    __m512 v[2] = {_mm512_loadu_ps(x + 32 * b), _mm512_loadu_ps(x + 32 * b + 16)};
+    __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(v[0]), magnitude),
+                                       _mm512_and_si512(_mm512_castps_si512(v[1]), magnitude));
+    float d, inverse;
+    quantise_scale(_mm512_reduce_max_epu32(largest), d, inverse);
+    MT_UNROLL
+    for (int h = 0; h < 2; ++h) {
+      __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v[h], _mm512_set1_ps(inverse)));
+      if (inverse == 0.0f) q = _mm512_setzero_si512();
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(blob + layout.q + 32 * b + 16 * h),
+                       _mm512_cvtepi32_epi8(q));
+      float sum = d * static_cast<float>(_mm512_reduce_add_epi32(q));
+      std::memcpy(blob + layout.sum + 8 * b + 4 * h, &sum, 4);
+    }
+    std::memcpy(blob + layout.d + 4 * b, &d, 4);
+  }
+}
+
+void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
+                     const std::byte* blob, int64_t n, float* y) {
+  QuantisedLayout layout = quantised_layout(n);
+  const uint8_t* w = reinterpret_cast<const uint8_t*>(bytes);
+  Activations act = {reinterpret_cast<const float*>(blob),
+                     reinterpret_cast<const int8_t*>(blob + layout.q),
+                     reinterpret_cast<const float*>(blob + layout.d),
+                     reinterpret_cast<const float*>(blob + layout.sum)};
+  switch (dtype) {
+#define MT_CASE(T) \
+  case Dtype::T:   \
+    return all_rows<Dtype::T>(w, row_bytes, rows, act, n, y);
+    MT_CASE(F32)
+    MT_CASE(F16)
+    MT_CASE(BF16)
+    MT_CASE(Q4_0)
+    MT_CASE(Q4_1)
+    MT_CASE(Q5_0)
+    MT_CASE(Q5_1)
+    MT_CASE(Q8_0)
+    MT_CASE(Q2_K)
+    MT_CASE(Q3_K)
+    MT_CASE(Q4_K)
+    MT_CASE(Q5_K)
+    MT_CASE(Q6_K)
+    MT_CASE(IQ4_NL)
+    MT_CASE(IQ4_XS)
+    MT_CASE(MXFP4)
+    MT_CASE(Q1_0)
+    MT_CASE(Q2_0)
+#undef MT_CASE
+    case Dtype::IQ2_XXS:
+    case Dtype::IQ2_XS:
+    case Dtype::IQ3_XXS:
+    case Dtype::IQ1_S:
+    case Dtype::IQ3_S:
+    case Dtype::IQ2_S:
+    case Dtype::I8:
+    case Dtype::I16:
+    case Dtype::I32:
+    case Dtype::I64:
+    case Dtype::F64:
+    case Dtype::IQ1_M:
+    case Dtype::TQ1_0:
+    case Dtype::TQ2_0:
+    case Dtype::NVFP4:
+      return reference_rows_dot(dtype, bytes, row_bytes, rows, blob, n, y);
+  }
+}
+
+}  // namespace mt

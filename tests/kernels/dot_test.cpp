@@ -1,0 +1,162 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "base/matrix.h"
+#include "kernels/kernels.h"
+
+// The fast path: rows_dot is the f64 product of the decoded weights with the activations, within
+// f32 rounding and half a step of the activations' rounding to int8.
+namespace mt {
+namespace {
+
+std::vector<Dtype> dot_formats() {
+  std::vector<Dtype> formats;
+  for (const DtypeInfo& format : all_dtypes())
+    if (reference_kernels().has_rows_dot(format.dtype)) formats.push_back(format.dtype);
+  return formats;
+}
+
+bool unquantised(Dtype t) {
+  return t == Dtype::F32 || t == Dtype::F16 || t == Dtype::BF16;
+}
+
+// Random codes under scales that are finite and neither all alike nor far apart.
+std::vector<std::byte> random_rows(std::mt19937& random, Dtype t, int64_t blocks) {
+  const DtypeInfo& format = info(t);
+  std::vector<std::byte> w(size_t(blocks * format.block_bytes));
+  for (std::byte& b : w) b = std::byte(random() & 255);
+  auto put_half = [&](int64_t at) {
+    uint16_t h = float_to_half(std::uniform_real_distribution<float>(-0.1f, 0.1f)(random));
+    std::memcpy(w.data() + at, &h, 2);
+  };
+  for (int64_t b = 0; b < blocks; ++b) {
+    int64_t at = b * format.block_bytes;
+    if (t == Dtype::F32) {
+      float f = std::normal_distribution<float>()(random);
+      std::memcpy(w.data() + at, &f, 4);
+    } else if (t == Dtype::BF16) {
+      uint16_t h = float_to_bf16(std::normal_distribution<float>()(random));
+      std::memcpy(w.data() + at, &h, 2);
+    } else if (t == Dtype::MXFP4) {
+      w[size_t(at)] = std::byte(120 + random() % 10);
+    } else if (t == Dtype::Q2_K) {
+      put_half(at + 80);
+      put_half(at + 82);
+    } else if (t == Dtype::Q3_K) {
+      put_half(at + 108);
+    } else if (t == Dtype::Q6_K) {
+      put_half(at + 208);
+    } else {
+      put_half(at);
+      if (t == Dtype::Q4_1 || t == Dtype::Q5_1 || t == Dtype::Q4_K || t == Dtype::Q5_K)
+        put_half(at + 2);
+    }
+  }
+  return w;
+}
+
+TEST(Dot, QuantisedActivationsAreTheSameInEveryTable) {
+  std::mt19937 random(21);
+  for (int64_t n : {32, 64, 96, 256, 288, 576, 1536}) {
+    std::vector<float> x(static_cast<size_t>(n));
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = std::normal_distribution<float>()(random) * std::pow(10.0f, float(i / 32 % 7) - 3.0f);
+    for (size_t i = 0; i < 32; ++i) x[i] = n == 96 ? 0.0f : x[i];
+    if (n == 288) x[40] = std::numeric_limits<float>::infinity();
+    if (n == 288) x[70] = 1e-40f;
+    int64_t bytes = reference_kernels().quantised_bytes(n);
+    std::vector<std::byte> expected(size_t(bytes), std::byte{1}), got(size_t(bytes), std::byte{2});
+    reference_kernels().quantise(x.data(), n, expected.data());
+    for (const Kernels* table : available_kernels()) {
+      ASSERT_EQ(table->quantised_bytes(n), bytes);
+      std::fill(got.begin(), got.end(), std::byte{2});
+      table->quantise(x.data(), n, got.data());
+      EXPECT_EQ(std::memcmp(expected.data(), got.data(), size_t(bytes)), 0)
+          << table->name << " n=" << n;
+    }
+  }
+}
+
+TEST(Dot, EveryFormatWithinItsBound) {
+  std::mt19937 random(22);
+  for (Dtype t : dot_formats()) {
+    const DtypeInfo& format = info(t);
+    for (int64_t length : {32, 64, 96, 128, 160, 192, 256, 384, 512, 576, 640, 1536}) {
+      if (length % format.block_length != 0) continue;
+      for (int64_t rows : {1, 3, 4, 5, 9, 18}) {
+        int64_t row_size = row_bytes(t, length);
+        std::vector<std::byte> filled = random_rows(random, t, rows * length / format.block_length);
+        // Exactly the matrix's bytes on the heap, the sanitizer's fence behind them.
+        std::unique_ptr<std::byte[]> w(new std::byte[filled.size()]);
+        std::memcpy(w.get(), filled.data(), filled.size());
+        std::vector<float> x(static_cast<size_t>(length)), row(static_cast<size_t>(length));
+        for (float& v : x) v = std::normal_distribution<float>()(random);
+        for (const Kernels* table : available_kernels()) {
+          ASSERT_TRUE(table->has_rows_dot(t));
+          AlignedBuffer<std::byte> q(size_t(table->quantised_bytes(length)));
+          table->quantise(x.data(), length, q.data());
+          std::vector<float> y(static_cast<size_t>(rows) + 1, 77.0f);
+          table->rows_dot(t, w.get(), row_size, rows, q.data(), length, y.data());
+          EXPECT_EQ(y.back(), 77.0f);
+          for (int64_t r = 0; r < rows; ++r) {
+            decode_row(t, w.get() + r * row_size, row.data(), length);
+            double product = 0.0, magnitude = 0.0, rounding = 0.0;
+            for (int64_t b = 0; b < length; b += 32) {
+              double largest = 0.0;
+              for (int64_t i = b; i < b + 32; ++i)
+                largest = std::max(largest, std::fabs(double(x[size_t(i)])));
+              for (int64_t i = b; i < b + 32; ++i) {
+                double wi = row[size_t(i)], xi = x[size_t(i)];
+                product += wi * xi;
+                magnitude += std::fabs(wi * xi);
+                rounding += std::fabs(wi) * largest / 254.0;
+              }
+            }
+            // Where a minimum is taken off, the two parts are summed apart: their rounding counts
+            // the larger of them, within 64 times the weights here.
+            double bound =
+                (unquantised(t) ? 0.0 : rounding * 1.001) + 1e-5 * magnitude + 1e-5 * rounding;
+            ASSERT_LE(std::fabs(double(y[size_t(r)]) - product), bound)
+                << table->name << " " << format.name << " n=" << length << " row " << r << " of "
+                << rows << ": " << y[size_t(r)] << ", f64 " << product;
+          }
+          // Against the reference's math the activations' rounding is no excuse.
+          std::vector<float> expected(static_cast<size_t>(rows));
+          reference_kernels().rows_dot(t, w.get(), row_size, rows, q.data(), length,
+                                       expected.data());
+          for (int64_t r = 0; r < rows; ++r) {
+            decode_row(t, w.get() + r * row_size, row.data(), length);
+            double magnitude = 0.0;
+            for (int64_t i = 0; i < length; ++i)
+              magnitude += std::fabs(double(row[size_t(i)]) * double(x[size_t(i)]));
+            ASSERT_NEAR(y[size_t(r)], expected[size_t(r)], 2e-6 * magnitude + 1e-30)
+                << table->name << " " << format.name << " n=" << length << " row " << r;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Dot, InfiniteActivationsGiveNan) {
+  std::vector<float> x(64, 1.0f);
+  x[40] = std::numeric_limits<float>::infinity();
+  std::mt19937 random(23);
+  std::vector<std::byte> w = random_rows(random, Dtype::Q4_0, 2);
+  for (const Kernels* table : available_kernels()) {
+    std::vector<std::byte> q(size_t(table->quantised_bytes(64)));
+    table->quantise(x.data(), 64, q.data());
+    float y = 0.0f;
+    table->rows_dot(Dtype::Q4_0, w.data(), 36, 1, q.data(), 64, &y);
+    EXPECT_TRUE(std::isnan(y)) << table->name;
+  }
+}
+
+}  // namespace
+}  // namespace mt
