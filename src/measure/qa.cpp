@@ -1,0 +1,255 @@
+#include "measure/qa.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/files.h"
+#include "base/progress.h"
+#include "measure/eval.h"
+
+namespace mt {
+namespace {
+
+using nlohmann::json;
+
+std::string text_of(const json& object, const char* field, const std::string& where) {
+  auto it = object.find(field);
+  if (it == object.end()) throw_error("{}: '{}' is missing", where, field);
+  if (!it->is_string())
+    throw_error("{}: '{}': expected text, found {}", where, field, it->type_name());
+  return it->get<std::string>();
+}
+
+Question plain_question(const json& object, const std::string& where) {
+  if (!object.is_object())
+    throw_error("{}: expected an object, found {}", where, object.type_name());
+  Question q{.query = text_of(object, "query", where), .choices = {}, .gold = 0};
+  auto choices = object.find("choices");
+  if (choices == object.end() || !choices->is_array() || choices->empty())
+    throw_error("{}: 'choices': expected a list of texts", where);
+  for (const json& c : *choices) {
+    if (!c.is_string())
+      throw_error("{}: 'choices': expected texts, found {}", where, c.type_name());
+    q.choices.push_back(c.get<std::string>());
+  }
+  auto gold = object.find("gold");
+  if (gold == object.end() || !gold->is_number_integer())
+    throw_error("{}: 'gold': expected the number of the right choice", where);
+  q.gold = gold->get<int64_t>();
+  if (q.gold < 0 || q.gold >= std::ssize(q.choices))
+    throw_error("{}: 'gold': expected 0..{}, found {}", where, q.choices.size() - 1, q.gold);
+  return q;
+}
+
+// The targets' order in the file is kept: nlohmann's ordered_json is used for reading them.
+Question targets_question(const nlohmann::ordered_json& object, const std::string& where) {
+  auto question = object.find("question");
+  auto targets = object.find("mc1_targets");
+  if (!object.is_object() || question == object.end() || !question->is_string() ||
+      targets == object.end() || !targets->is_object())
+    throw_error("{}: expected an object with 'question' and 'mc1_targets'", where);
+  Question q{.query = question->get<std::string>(), .choices = {}, .gold = -1};
+  for (const auto& [choice, right] : targets->items()) {
+    if (right.is_number() && right.get<double>() == 1) q.gold = std::ssize(q.choices);
+    q.choices.push_back(choice);
+  }
+  if (q.gold < 0) throw_error("{}: 'mc1_targets': none of the choices is marked 1", where);
+  return q;
+}
+
+// A question in ids: what all choices begin with, and where each choice's own score starts.
+struct Encoded {
+  std::vector<std::vector<int32_t>> ids;  // query and choice
+  size_t n_context = 0;                   // ids of the query
+  size_t n_shared = 0;  // ids that run once; at least one id of every list comes after them
+};
+
+Encoded encode(const Question& question, const Tokenizer& tokenizer, const std::string& separator) {
+  std::string context = question.query + separator;
+  size_t end = context.find_last_not_of(" \t");
+  std::string blanks = end == std::string::npos ? context : context.substr(end + 1);
+  context.resize(context.size() - blanks.size());
+  std::vector<int32_t> start;
+  if (tokenizer.adds_bos() && tokenizer.bos() >= 0) start.push_back(tokenizer.bos());
+  auto ids_of = [&](const std::string& text) {
+    std::vector<int32_t> ids = start, more = tokenizer.encode(text, false);
+    ids.insert(ids.end(), more.begin(), more.end());
+    return ids;
+  };
+  Encoded out;
+  const std::vector<int32_t> context_ids = ids_of(context);
+  out.n_context = context_ids.size();
+  size_t shared = context_ids.size();
+  for (const std::string& choice : question.choices) {
+    out.ids.push_back(ids_of(context + blanks + choice));
+    const auto& ids = out.ids.back();
+    if (ids.size() < 2)
+      throw_error("the question '{}' has too few tokens before its choices", question.query);
+    auto differ = std::mismatch(ids.begin(), ids.end(), context_ids.begin(), context_ids.end());
+    shared = std::min(shared, static_cast<size_t>(differ.first - ids.begin()));
+    // An empty choice, or one that merged with the query's last token, still scores one token.
+    out.n_context = std::min(out.n_context, ids.size() - 1);
+  }
+  out.n_context = std::max<size_t>(out.n_context, 1);
+  // The last shared token runs with each choice: its output predicts the choice's first token.
+  size_t common = std::min(shared, out.n_context);
+  out.n_shared = common > 0 ? common - 1 : 0;
+  return out;
+}
+
+// ln p of one id under a row of logits; exps: room for the row.
+double log_p(const Kernels& k, const float* row, int64_t n_vocab, int32_t id, float* exps) {
+  float top = k.max(row, n_vocab);
+  std::copy_n(row, n_vocab, exps);
+  return double(row[id]) - top - std::log(k.exp_sum(exps, n_vocab, top));
+}
+
+Accuracy accuracy(int64_t right, int64_t n) {
+  double p = n > 0 ? double(right) / double(n) : 0;
+  return {p, n > 1 ? std::sqrt(p * (1 - p) / double(n - 1)) : 0};
+}
+
+class Scorer {
+ public:
+  Scorer(const Runtime& rt, const Model& model, Path path) : rt_(rt), model_(model), path_(path) {}
+
+  // Fills scores[i][c] for a batch of questions.
+  void score(std::span<const Encoded> batch, std::span<std::vector<double>> scores) {
+    size_t longest = 0, most_choices = 0;
+    for (const Encoded& q : batch) {
+      for (const auto& ids : q.ids) longest = std::max(longest, ids.size());
+      most_choices = std::max(most_choices, q.ids.size());
+    }
+    KvCache cache(model_, std::ssize(batch), static_cast<int64_t>(longest));
+    std::vector<Chunk> chunks;
+    for (size_t i = 0; i < batch.size(); ++i)
+      if (batch[i].n_shared > 0)
+        chunks.push_back(
+            {static_cast<int64_t>(i), std::span(batch[i].ids[0]).first(batch[i].n_shared)});
+    if (!chunks.empty()) forward(rt_, model_, cache, chunks, {.path = path_, .tap = {}});
+    for (size_t c = 0; c < most_choices; ++c) score_choice(batch, c, cache, scores);
+  }
+
+ private:
+  struct Wanted {
+    int64_t row;  // of the batch's hidden states
+    int32_t id;   // the token it should predict
+    size_t question;
+  };
+
+  void score_choice(std::span<const Encoded> batch, size_t c, KvCache& cache,
+                    std::span<std::vector<double>> scores) {
+    std::vector<Chunk> chunks;
+    std::vector<Wanted> wanted;
+    int64_t row = 0;
+    for (size_t i = 0; i < batch.size(); ++i) {
+      const Encoded& q = batch[i];
+      if (c >= q.ids.size()) continue;
+      cache.truncate(static_cast<int64_t>(i), static_cast<int64_t>(q.n_shared));
+      const auto& ids = q.ids[c];
+      // The last id predicts nothing that is asked for.
+      auto tokens = std::span(ids).subspan(q.n_shared, ids.size() - 1 - q.n_shared);
+      chunks.push_back({static_cast<int64_t>(i), tokens});
+      for (size_t t = q.n_context; t < ids.size(); ++t)
+        wanted.push_back({row + static_cast<int64_t>(t - 1 - q.n_shared), ids[t], i});
+      row += std::ssize(tokens);
+      scores[i][c] = 0;
+    }
+    MatrixBuffer hidden = forward(rt_, model_, cache, chunks, {.path = path_, .tap = {}});
+    MatrixBuffer picked(std::ssize(wanted), hidden.cols());
+    for (size_t w = 0; w < wanted.size(); ++w)
+      std::copy_n(hidden.row(wanted[w].row), hidden.cols(), picked.row(static_cast<int64_t>(w)));
+    const int64_t slice = logits_slice_rows(model_.n_vocab);
+    MatrixBuffer rows(std::min(slice, picked.rows()), model_.n_vocab);
+    MatrixBuffer exps(rt_.pool.size(), model_.n_vocab);
+    std::vector<double> found(wanted.size());
+    for (int64_t begin = 0; begin < picked.rows(); begin += slice) {
+      int64_t end = std::min(begin + slice, picked.rows());
+      Matrix part = rows.view().slice_rows(0, end - begin);
+      logits(rt_, model_, path_, picked.view().slice_rows(begin, end), part);
+      rt_.pool.parallel_for(end - begin, [&](int64_t r, int thread) {
+        auto w = static_cast<size_t>(begin + r);
+        found[w] = log_p(rt_.kernels, part.row(r), model_.n_vocab, wanted[w].id, exps.row(thread));
+      });
+    }
+    for (size_t w = 0; w < wanted.size(); ++w) scores[wanted[w].question][c] += found[w];
+  }
+
+  const Runtime& rt_;
+  const Model& model_;
+  Path path_;
+};
+
+}  // namespace
+
+std::vector<Question> read_questions(const std::filesystem::path& path, int64_t limit) {
+  std::string text = read_text_file(path);
+  std::vector<Question> questions;
+  auto full = [&] { return limit > 0 && std::ssize(questions) >= limit; };
+  size_t first = text.find_first_not_of(" \t\r\n");
+  if (first != std::string::npos && text[first] == '[') {
+    auto list = nlohmann::ordered_json::parse(text, nullptr, false);
+    if (list.is_discarded()) throw_error("{}: not valid JSON", path.string());
+    for (size_t i = 0; i < list.size() && !full(); ++i)
+      questions.push_back(
+          targets_question(list[i], fmt::format("{}: question {}", path.string(), i + 1)));
+  } else {
+    int64_t line = 0;
+    for (size_t at = 0; at < text.size() && !full();) {
+      size_t end = std::min(text.find('\n', at), text.size());
+      std::string one = text.substr(at, end - at);
+      at = end + 1;
+      ++line;
+      if (one.find_first_not_of(" \t\r") == std::string::npos) continue;
+      std::string where = fmt::format("{}: line {}", path.string(), line);
+      json object = json::parse(one, nullptr, false);
+      if (object.is_discarded()) throw_error("{}: not valid JSON", where);
+      questions.push_back(plain_question(object, where));
+    }
+  }
+  if (questions.empty()) throw_error("{}: no question found", path.string());
+  return questions;
+}
+
+QaResult answer_questions(const Runtime& rt, const Model& model, const Tokenizer& tokenizer,
+                          const std::vector<Question>& questions, const QaOptions& options) {
+  // Enough tokens side by side that decoding the weights does not count.
+  constexpr size_t kBatch = 16;
+  QaResult out;
+  Scorer scorer(rt, model, options.path);
+  Progress progress("answering questions", questions.size());
+  int64_t right = 0, right_normalised = 0;
+  for (size_t begin = 0; begin < questions.size(); begin += kBatch) {
+    size_t end = std::min(begin + kBatch, questions.size());
+    std::vector<Encoded> batch;
+    std::vector<std::vector<double>> scores;
+    for (size_t i = begin; i < end; ++i) {
+      batch.push_back(encode(questions[i], tokenizer, options.separator));
+      scores.emplace_back(questions[i].choices.size());
+    }
+    scorer.score(batch, scores);
+    for (size_t i = begin; i < end; ++i) {
+      const auto& s = scores[i - begin];
+      std::vector<double> per_byte;
+      for (size_t c = 0; c < s.size(); ++c)
+        per_byte.push_back(
+            s[c] / static_cast<double>(std::max<size_t>(questions[i].choices[c].size(), 1)));
+      auto best = [](const std::vector<double>& v) {
+        return std::max_element(v.begin(), v.end()) - v.begin();
+      };
+      right += best(s) == questions[i].gold;
+      right_normalised += best(per_byte) == questions[i].gold;
+      out.log_likelihood.push_back(s);
+    }
+    progress.advance(end - begin);
+  }
+  out.n_questions = std::ssize(questions);
+  out.raw = accuracy(right, out.n_questions);
+  out.normalised = accuracy(right_normalised, out.n_questions);
+  return out;
+}
+
+}  // namespace mt
