@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "file/gguf.h"
+#include "file/hf.h"
 #include "file/split.h"
 
 namespace mt {
@@ -15,6 +16,16 @@ TensorFile open_model_file(const std::filesystem::path& path) {
           "{}: gguf: file name: expected NAME-00001-of-{:05}.gguf for a part of a set, found '{}'",
           path.string(), file.need_int("split.count"), path.filename().string());
     return file;
+  }
+  if (std::filesystem::is_directory(path)) return read_hf_folder(path);
+  // A model's file or index, named in place of the folder that makes sense of it.
+  const std::string name = path.filename().string();
+  if (path.extension() == ".safetensors" || name.ends_with(".safetensors.index.json")) {
+    auto folder = path.parent_path().empty() ? std::filesystem::path(".") : path.parent_path();
+    if (!std::filesystem::exists(folder / "config.json"))
+      throw_error("{}: expected config.json and tokenizer.json beside it, found none",
+                  path.string());
+    return read_hf_folder(folder);
   }
   throw_error("{}: expected a .gguf file, a .safetensors file or a Hugging Face folder, found {}",
               path.string(),
