@@ -7,6 +7,6 @@ small=out/SmolLM2-135M-Instruct.75MB.gguf
 mkdir -p out
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 say build/microtome compress "$model" --size 75MB -o "$small" --html out/report.html --force
-say build/microtome generate "$small" --prompt 'Why is the sky blue?' --max-tokens 60 --temperature 0
+say build/microtome generate "$small" -p 'Why is the sky blue?' -n 60 --temp 0
 printf '\nThe small model: %s (%d bytes; the original has %d)\nThe report:      %s\n' \
   "$small" "$(stat -c %s "$small")" "$(stat -c %s "$model")" out/report.html
