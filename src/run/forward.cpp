@@ -139,9 +139,14 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
     n += std::ssize(c.tokens);
   }
   MatrixBuffer stream(n, model.d_model);
-  for (size_t i = 0; i < chunks.size(); ++i)
-    embed(rt, model, chunks[i].tokens,
-          stream.view().slice_rows(spans[i].row, spans[i].row + spans[i].n));
+  if (options.stream) {
+    assert(options.stream->rows() == n && options.stream->cols() == model.d_model);
+    std::copy_n(options.stream->data(), n * model.d_model, stream.data());
+  } else {
+    for (size_t i = 0; i < chunks.size(); ++i)
+      embed(rt, model, chunks[i].tokens,
+            stream.view().slice_rows(spans[i].row, spans[i].row + spans[i].n));
+  }
   if (n == 0) return stream;
 
   int64_t low = INT64_MAX, high = 0;
@@ -157,7 +162,8 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
           ropes.emplace_back(*a, low, high - low);
 
   MatrixBuffer normed(n, model.d_model), update(n, model.d_model);
-  for (const Step& step : model.steps) {
+  for (size_t i = static_cast<size_t>(options.first_step); i < model.steps.size(); ++i) {
+    const Step& step = model.steps[i];
     for (const Site& site : step.sites) {
       rms_norm(rt, stream, site.norm, model.norm_epsilon, normed);
       const auto* a = std::get_if<Attention>(&site.what);

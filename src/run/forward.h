@@ -63,6 +63,10 @@ using Tap = std::function<void(Point point, int64_t layer, Matrix value)>;
 struct ForwardOptions {
   Path path = Path::exact;
   Tap tap;  // may be empty
+  // Start before step `first_step` with this stream [n_tokens, d_model] instead of the embedding;
+  // the cache of the earlier layers is then left as it is. nullptr: from the embedding.
+  int64_t first_step = 0;
+  const MatrixBuffer* stream = nullptr;
 };
 
 // Runs the chunks (at most one a sequence) as one batch and appends to the cache. Returns the

@@ -1,0 +1,257 @@
+#include "compress/session.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/progress.h"
+#include "base/version.h"
+#include "file/model_hash.h"
+#include "file/open.h"
+#include "measure/moments.h"
+#include "measure/place_loss.h"
+#include "measure/self_text.h"
+#include "model/open.h"
+#include "text/corpus.h"
+
+namespace mt {
+namespace {
+
+constexpr int64_t kRowsPredicted = 192;  // of a tensor, per format
+constexpr int64_t kGoalBytes = 160;
+constexpr const char* kNoHash = "0000000000000000000000000000000000000000000000000000000000000000";
+
+std::vector<float> as_floats(const std::vector<int32_t>& ids) {  // exact below 2^24
+  return {ids.begin(), ids.end()};
+}
+std::vector<int32_t> as_ids(const std::vector<float>& values) {
+  return {values.begin(), values.end()};
+}
+
+int64_t padded(int64_t bytes) { return static_cast<int64_t>(round_up(uint64_t(bytes), 32)); }
+
+}  // namespace
+
+Session::Session(const Runtime& rt, SessionSettings settings)
+    : rt_(rt), settings_(std::move(settings)) {
+  auto file = std::make_shared<const TensorFile>(open_model_file(settings_.model));
+  sha256_ = mt::model_sha256(settings_.model);
+  model_ = std::make_unique<Model>(open_model(file));
+  tokenizer_ = Tokenizer::open(*file);
+  if (settings_.db.empty()) settings_.db = Measurements::default_path(settings_.model, sha256_);
+  db_ = Measurements::open(settings_.db);
+}
+Session::~Session() = default;
+
+const Calibration& Session::calibration() {
+  if (calibration_) return *calibration_;
+  const bool own = settings_.texts.empty();
+  const int64_t n_ctx = settings_.n_ctx ? settings_.n_ctx : own ? 256 : 512;
+  const int64_t n_windows = settings_.n_windows ? settings_.n_windows : own ? 36 : 24;
+  const int64_t n_proof = settings_.n_proof_windows ? settings_.n_proof_windows : 12;
+  Calibration c;
+  if (own) {
+    const std::string what = fmt::format("self-sampled: seed {}, {} sequences of {} tokens",
+                                         settings_.seed, n_windows + n_proof, n_ctx);
+    db_->select_run(sha256_, sha256_hex(what), what);
+    // In groups: a killed run loses at most one.
+    constexpr int64_t kGroup = 24;
+    for (int64_t first = 0; first < n_windows + n_proof; first += kGroup) {
+      const int64_t n = std::min(kGroup, n_windows + n_proof - first);
+      auto place = [&](int64_t i) { return fmt::format("sequence {}", first + i); };
+      if (!db_->vector(place(n - 1), "tokens")) {
+        auto text = sample_self_text(rt_, *model_, *tokenizer_,
+                                     {.seed = settings_.seed, .n_tokens = n_ctx}, first, n);
+        db_->begin();
+        for (int64_t i = 0; i < n; ++i)
+          db_->put(place(i), "tokens", as_floats(text[static_cast<size_t>(i)]));
+        db_->commit();
+      }
+      for (int64_t i = 0; i < n; ++i) {
+        auto& part = std::ssize(c.windows) < n_windows ? c.windows : c.proof;
+        part.push_back(as_ids(*db_->vector(place(i), "tokens")));
+      }
+    }
+    c.name = "sampled from the model";
+    c.sha256 = sha256_hex(what);
+  } else {
+    throw Error("--text: not yet");
+  }
+  db_->select_run(sha256_, c.sha256,
+                  fmt::format("{} windows of {}, {} for the proof, seed {}", n_windows, n_ctx,
+                              n_proof, settings_.seed));
+  calibration_ = std::move(c);
+  return *calibration_;
+}
+
+const Profile& Session::profile() {
+  if (!profile_) {
+    calibration();
+    profile_ = measure_moments(rt_, *model_, calibration_->windows, settings_.seed, *db_);
+  }
+  return *profile_;
+}
+
+const Problem& Session::problem() {
+  if (problem_) return *problem_;
+  candidates_ = find_candidates(*model_, settings_.types, &profile());
+  losses_.clear();
+
+  uint64_t work = 0;
+  for (const Candidate& c : candidates_->all) work += c.dtypes.size();
+  Progress progress("predicting losses", work);
+  for (const Candidate& c : candidates_->all) {
+    std::vector<double> losses(c.dtypes.size());
+    std::vector<Dtype> missing;
+    for (size_t o = 0; o < c.dtypes.size(); ++o)
+      if (auto v = db_->value(c.key, "predicted_kl", std::string(name(c.dtypes[o]))))
+        losses[o] = *v;
+      else
+        missing.push_back(c.dtypes[o]);
+    if (!missing.empty()) {
+      auto found = rounding_loss(rt_, c.source, c.expectations, missing, kRowsPredicted);
+      db_->begin();
+      for (size_t i = 0; i < missing.size(); ++i) {
+        db_->put(c.key, "predicted_kl", std::string(name(missing[i])), found[i]);
+        losses[static_cast<size_t>(std::find(c.dtypes.begin(), c.dtypes.end(), missing[i]) -
+                                   c.dtypes.begin())] = found[i];
+      }
+      db_->commit();
+    }
+    losses_.push_back(std::move(losses));
+    progress.advance(c.dtypes.size());
+  }
+  measure_places();
+
+  Problem p;
+  int64_t place_bytes = 0;
+  for (size_t i = 0; i < candidates_->all.size(); ++i) {
+    const Candidate& c = candidates_->all[i];
+    Place place{.name = c.tensor, .options = {}, .group = -1};
+    for (size_t o = 0; o < c.dtypes.size(); ++o)
+      place.options.push_back({.dtype = c.dtypes[o],
+                               .keep = o == 0,
+                               .bytes = padded(c.source.rows * row_bytes(c.dtypes[o], c.source.cols)),
+                               .loss = losses_[i][o] * correction_[i]});
+    p.places.push_back(std::move(place));
+  }
+  for (const LinearMap* map : linear_maps(*model_)) place_bytes += padded(map->weight.bytes());
+  // What stays: metadata, directory, norms; and room for the text of the goal and for the padding
+  // that a shorter directory may need.
+  p.fixed_bytes = exact_bytes({}) - place_bytes + kGoalBytes;
+  if (!candidates_->head_choices.empty()) {
+    Exclusive choice{.name = "head", .alternatives = {}};
+    for (const HeadChoice& h : candidates_->head_choices)
+      choice.alternatives.push_back({.label = h.tied_source, .places = h.candidates});
+    p.alternatives.push_back(std::move(choice));
+  }
+  problem_ = std::move(p);
+  return *problem_;
+}
+
+void Session::measure_places() { correction_.assign(candidates_->all.size(), 1.0); }
+
+std::vector<FrontierPoint> Session::frontier(int points) {
+  const Problem& p = problem();
+  std::vector<FrontierPoint> curve;
+  for (const Solution& s : mt::frontier(p, points))
+    curve.push_back({.bytes = s.bytes, .bits_per_weight = 0, .predicted_kl = s.loss});
+  return curve;
+}
+
+Plan Session::plan(const Goal& goal, double correction) {
+  const Problem& p = problem();
+  SolveSettings settings;
+  settings.hint = "more formats are offered with --types all";
+  int64_t n_weights = 0;
+  for (const LinearMap* map : linear_maps(*model_)) n_weights += map->weight.rows * map->weight.cols;
+  Solution s;
+  if (goal.uniform)
+    s = uniform(p, *goal.uniform, settings);
+  else if (goal.max_kl)
+    s = minimise_bytes(p, *goal.max_kl / correction, settings);
+  else
+    s = minimise_loss(p,
+                      goal.bytes ? *goal.bytes
+                                 : static_cast<int64_t>(*goal.bits_per_weight *
+                                                        double(n_weights) / 8),
+                      settings);
+  Plan plan = to_plan(p, s);
+  plan.model_sha256 = sha256_;
+  plan.model_name = settings_.model.filename().string();
+  plan.goal = goal.text;
+  if (!s.alternative.empty()) {
+    const HeadChoice& h = candidates_->head_choices[static_cast<size_t>(s.alternative[0])];
+    if (!h.tied_source.empty()) {
+      plan.head = HeadPlan::tied;
+      plan.tied_source = h.tied_source;
+    }
+  }
+  plan.predicted_kl *= correction;
+  plan.fixed_bytes = p.fixed_bytes;
+  plan.predicted_bytes = exact_bytes(plan);
+  return plan;
+}
+
+Model Session::cut(const Plan& plan) {
+  if (!candidates_) candidates_ = find_candidates(*model_, settings_.types, &profile());
+  return cut_model(rt_, *model_, plan, [&](const std::string& tensor) -> RowWeights {
+    const std::string key = plan.head == HeadPlan::tied && tensor == model_->embedding.name
+                                ? tensor + " as " + plan.tied_source
+                                : tensor;
+    for (const Candidate& c : candidates_->all)
+      if (c.key == key) return c.weights;
+    throw_error("'{}' is no place of {}", tensor, settings_.model.string());
+  });
+}
+
+Comparison Session::prove(const Model& cut) {
+  calibration();
+  EvalOptions options;
+  options.label = "proving";
+  Comparison c = compare(rt_, *model_, cut, calibration_->proof, options);
+  c.corpus = calibration_->name + " (held out)";
+  c.corpus_sha256 = calibration_->sha256;
+  return c;
+}
+
+Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
+  Receipt r;
+  r.version = version();
+  r.source_sha256 = sha256_;
+  r.goal = plan.goal;
+  r.plan_sha256 = proof ? sha256_hex(to_json(plan)) : kNoHash;
+  r.calibration = calibration().name;
+  r.calibration_sha256 = calibration().sha256;
+  r.proof = calibration().name + " (held out)";
+  r.proof_sha256 = calibration().sha256;
+  r.predicted_kl = plan.predicted_kl;
+  if (proof) {
+    r.measured_kl = proof->kl_mean.value;
+    r.measured_kl_low = proof->kl_mean.low;
+    r.measured_kl_high = proof->kl_mean.high;
+    r.measured_same_top = proof->same_top.value;
+  }
+  return r;
+}
+
+int64_t Session::exact_bytes(const Plan& plan) {
+  Model shape = *model_;  // formats only: no bytes are asked for
+  if (plan.head == HeadPlan::tied) shape.head.reset();
+  for (LinearMap* map : linear_maps(shape))
+    for (const Decision& d : plan.decisions)
+      if (d.place == map->name) map->weight.dtype = d.chosen.dtype;
+  Output output = output_of(*model_, shape, receipt(plan, nullptr));
+  return gguf_file_bytes(output.metadata, output.tensors);
+}
+
+void Session::write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
+                    const Comparison& proof) {
+  Output output = output_of(*model_, cut, receipt(plan, &proof));
+  write_gguf(path, output.metadata, output.tensors);
+}
+
+}  // namespace mt

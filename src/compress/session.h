@@ -1,0 +1,91 @@
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "compress/places.h"
+#include "cut/cut.h"
+#include "flow/measurements.h"
+#include "flow/report.h"
+#include "measure/eval.h"
+#include "text/tokenizer.h"
+
+namespace mt {
+
+struct SessionSettings {
+  std::filesystem::path model;
+  std::filesystem::path db;                  // empty: Measurements::default_path
+  std::vector<std::string> texts;            // files, "FILE" or "FILE:weight"; none: self-sampled
+  int64_t n_ctx = 0;                         // of a window; 0: 512, or 256 for self-sampled text
+  int64_t n_windows = 0;                     // calibration; 0: 24, or 36 for self-sampled text
+  int64_t n_proof_windows = 0;               // 0: 12
+  uint64_t seed = 1;
+  std::vector<Dtype> types;                  // that the plan may choose from
+  int64_t n_measured = 24;                   // places whose loss is measured, not only predicted
+};
+
+// What a goal asks for: exactly one is set.
+struct Goal {
+  std::optional<int64_t> bytes;
+  std::optional<double> bits_per_weight;
+  std::optional<double> max_kl;
+  std::optional<Dtype> uniform;
+  std::string text;  // as asked, for people: "--size 75MB"
+};
+
+// Calibration text: token windows, some of them set aside for the proof.
+struct Calibration {
+  std::string name;    // for people: "wiki.utf8 + c4.utf8", "sampled from the model"
+  std::string sha256;
+  Windows windows;
+  Windows proof;
+};
+
+// The main flow over one model, stage by stage: every stage finds in the database what an earlier
+// run left there, so that a killed run goes on where it was and ends with the same bytes.
+class Session {
+ public:
+  Session(const Runtime& rt, SessionSettings settings);
+  ~Session();
+
+  const Model& model() const { return *model_; }
+  const std::string& model_sha256() const { return sha256_; }
+  Measurements& db() { return *db_; }
+
+  const Calibration& calibration();
+  const Profile& profile();
+  // Predicted losses of every candidate in every format, corrected by measured ones.
+  const Problem& problem();
+  std::vector<FrontierPoint> frontier(int points);
+
+  // correction: measured over predicted KL of an earlier plan.
+  Plan plan(const Goal& goal, double correction = 1);
+  Model cut(const Plan& plan);
+  Comparison prove(const Model& cut);
+  // Bytes of the file that write() makes of this plan.
+  int64_t exact_bytes(const Plan& plan);
+  void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
+             const Comparison& proof);
+  Report report(const Plan& plan, const Model& cut, const Comparison& proof);
+
+ private:
+  Receipt receipt(const Plan& plan, const Comparison* proof);
+  void measure_places();
+
+  const Runtime& rt_;
+  SessionSettings settings_;
+  std::string sha256_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::unique_ptr<Measurements> db_;
+  std::optional<Calibration> calibration_;
+  std::optional<Profile> profile_;
+  std::optional<Candidates> candidates_;
+  std::vector<std::vector<double>> losses_;  // [candidate][dtype], as predicted
+  std::vector<double> correction_;           // [candidate], measured over predicted
+  std::optional<Problem> problem_;
+};
+
+}  // namespace mt

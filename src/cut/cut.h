@@ -1,0 +1,46 @@
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "cut/encode.h"
+#include "file/gguf.h"
+#include "flow/plan.h"
+
+namespace mt {
+
+// The error weights of a tensor that is written under this name.
+using WeightsOf = std::function<RowWeights(const std::string& tensor)>;
+
+// The model with every decision of the plan carried out; its new weights lie in memory, all else
+// is shared with the source. Throws Error where the plan names a tensor the model lacks, leaves
+// one out, or asks for a format that cannot hold it.
+Model cut_model(const Runtime& rt, const Model& source, const Plan& plan, const WeightsOf& weights);
+
+// What the output says of its own making, as metadata under "microtome.".
+struct Receipt {
+  std::string version;
+  std::string source_sha256;
+  std::string goal;
+  std::string plan_sha256;
+  std::string calibration;         // what the weights were measured on, for people
+  std::string calibration_sha256;  // 64 hex digits, or as many zeros
+  std::string proof;
+  std::string proof_sha256;
+  double predicted_kl = 0;
+  double measured_kl = 0;
+  double measured_kl_low = 0, measured_kl_high = 0;
+  double measured_same_top = 0;
+};
+
+// Metadata and tensors of the file that `cut` becomes: the source's in its order, with new bytes
+// where there are some, without the head where the cut has none.
+struct Output {
+  std::vector<std::pair<std::string, MetaValue>> metadata;
+  std::vector<TensorSource> tensors;
+};
+// `cut` must outlive the result.
+Output output_of(const Model& source, const Model& cut, const Receipt& receipt);
+
+}  // namespace mt
