@@ -16,8 +16,8 @@ struct Candidate {
   std::string tensor;  // the GGUF name it is written under
   Weight source;       // the values that are rounded
   std::vector<Expectation> expectations;
-  RowWeights weights;          // sum of the expectations' weights: what the encoder sees
-  std::vector<Dtype> dtypes;   // that fit its rows; the source's own comes first (keep)
+  RowWeights weights;         // sum of the expectations' weights: what the encoder sees
+  std::vector<Dtype> dtypes;  // that fit its rows; the source's own comes first (keep)
 };
 
 // A head and an embedding may be one tensor: then they are one candidate, and where the source

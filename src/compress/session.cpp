@@ -1,21 +1,21 @@
 #include "compress/session.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "base/machine.h"
 #include "base/progress.h"
 #include "base/version.h"
+#include "compress/corrections.h"
 #include "file/model_hash.h"
 #include "file/open.h"
 #include "measure/moments.h"
 #include "measure/place_loss.h"
 #include "measure/self_text.h"
 #include "model/open.h"
-#include "text/corpus.h"
 
 namespace mt {
 namespace {
@@ -31,7 +31,25 @@ std::vector<int32_t> as_ids(const std::vector<float>& values) {
   return {values.begin(), values.end()};
 }
 
-int64_t padded(int64_t bytes) { return static_cast<int64_t>(round_up(uint64_t(bytes), 32)); }
+Windows first_windows(const Windows& windows, int64_t n) {
+  return {windows.begin(), windows.begin() + std::min<std::ptrdiff_t>(n, std::ssize(windows))};
+}
+
+// Bytes of the source's file as GGUF would hold it (a Hugging Face folder has no single file).
+int64_t source_bytes(const TensorFile& file) {
+  std::error_code none;
+  const auto size = std::filesystem::is_regular_file(file.path, none)
+                        ? std::filesystem::file_size(file.path, none)
+                        : 0;
+  if (size) return static_cast<int64_t>(size);
+  int64_t total = 0;
+  for (const Tensor& t : file.tensors) total += std::ssize(t.data.bytes);
+  return total;
+}
+
+int64_t padded(int64_t bytes) {
+  return static_cast<int64_t>(round_up(uint64_t(bytes), 32));
+}
 
 }  // namespace
 
@@ -124,7 +142,9 @@ const Problem& Session::problem() {
     losses_.push_back(std::move(losses));
     progress.advance(c.dtypes.size());
   }
-  measure_places();
+  // Few windows: a place's ratio needs little text.
+  correction_ = measure_corrections(rt_, *model_, first_windows(calibration_->windows, 2),
+                                    *candidates_, losses_, settings_.n_measured, *db_);
 
   Problem p;
   int64_t place_bytes = 0;
@@ -132,10 +152,11 @@ const Problem& Session::problem() {
     const Candidate& c = candidates_->all[i];
     Place place{.name = c.tensor, .options = {}, .group = -1};
     for (size_t o = 0; o < c.dtypes.size(); ++o)
-      place.options.push_back({.dtype = c.dtypes[o],
-                               .keep = o == 0,
-                               .bytes = padded(c.source.rows * row_bytes(c.dtypes[o], c.source.cols)),
-                               .loss = losses_[i][o] * correction_[i]});
+      place.options.push_back(
+          {.dtype = c.dtypes[o],
+           .keep = o == 0,
+           .bytes = padded(c.source.rows * row_bytes(c.dtypes[o], c.source.cols)),
+           .loss = losses_[i][o] * correction_[i]});
     p.places.push_back(std::move(place));
   }
   for (const LinearMap* map : linear_maps(*model_)) place_bytes += padded(map->weight.bytes());
@@ -152,8 +173,6 @@ const Problem& Session::problem() {
   return *problem_;
 }
 
-void Session::measure_places() { correction_.assign(candidates_->all.size(), 1.0); }
-
 std::vector<FrontierPoint> Session::frontier(int points) {
   const Problem& p = problem();
   std::vector<FrontierPoint> curve;
@@ -167,7 +186,8 @@ Plan Session::plan(const Goal& goal, double correction) {
   SolveSettings settings;
   settings.hint = "more formats are offered with --types all";
   int64_t n_weights = 0;
-  for (const LinearMap* map : linear_maps(*model_)) n_weights += map->weight.rows * map->weight.cols;
+  for (const LinearMap* map : linear_maps(*model_))
+    n_weights += map->weight.rows * map->weight.cols;
   Solution s;
   if (goal.uniform)
     s = uniform(p, *goal.uniform, settings);
@@ -175,9 +195,9 @@ Plan Session::plan(const Goal& goal, double correction) {
     s = minimise_bytes(p, *goal.max_kl / correction, settings);
   else
     s = minimise_loss(p,
-                      goal.bytes ? *goal.bytes
-                                 : static_cast<int64_t>(*goal.bits_per_weight *
-                                                        double(n_weights) / 8),
+                      goal.bytes
+                          ? *goal.bytes
+                          : static_cast<int64_t>(*goal.bits_per_weight * double(n_weights) / 8),
                       settings);
   Plan plan = to_plan(p, s);
   plan.model_sha256 = sha256_;
@@ -252,6 +272,71 @@ void Session::write(const std::filesystem::path& path, const Model& cut, const P
                     const Comparison& proof) {
   Output output = output_of(*model_, cut, receipt(plan, &proof));
   write_gguf(path, output.metadata, output.tensors);
+}
+
+Report Session::report(const Plan& plan, const Model& cut, const Comparison& proof) {
+  Report r;
+  r.source = settings_.model.string();
+  r.source_sha256 = sha256_;
+  r.goal = plan.goal;
+  r.source_bytes = source_bytes(*model_->file);
+  r.output_bytes = plan.predicted_bytes;
+  r.predicted_kl = plan.predicted_kl;
+  r.optimality_gap = plan.optimality_gap;
+  r.comparisons = {proof};
+  r.version = version();
+  r.cpu = cpu_name();
+
+  std::map<std::string, const LinearMap*> before;
+  for (const LinearMap* map : linear_maps(*model_)) before[map->name] = map;
+  int64_t from_bytes = 0, to_bytes = 0;
+  for (const auto& [name, map] : before) {
+    r.n_weights += map->weight.rows * map->weight.cols;
+    from_bytes += map->weight.bytes();
+  }
+  std::map<std::string, const LinearMap*> after;
+  for (const LinearMap* map : linear_maps(cut)) {
+    after[map->name] = map;
+    to_bytes += map->weight.bytes();
+  }
+  for (const Decision& d : plan.decisions) {
+    const TensorRole role = role_of(d.place);
+    const Weight& old = before.at(d.place)->weight;
+    const Weight& now = after.at(d.place)->weight;
+    r.places.push_back({.place = d.place,
+                        .layer = role.layer,
+                        .role = role.role,
+                        .from = std::string(name(old.dtype)),
+                        .to = std::string(name(now.dtype)),
+                        .n_weights = now.rows * now.cols,
+                        .bytes_from = old.bytes(),
+                        .bytes_to = now.bytes(),
+                        .predicted_kl = d.chosen.loss,
+                        .measured_kl = -1});
+  }
+  r.source_bits = 8.0 * double(from_bytes) / double(r.n_weights);
+  // Against the same number of weights: a head that is shared saves all of its bits.
+  r.output_bits = 8.0 * double(to_bytes) / double(r.n_weights);
+  return r;
+}
+
+void Session::measure_largest(Report& report, const Model& cut, int64_t n) {
+  std::vector<PlaceReport*> order;
+  for (PlaceReport& p : report.places)
+    if (p.from != p.to) order.push_back(&p);
+  std::stable_sort(order.begin(), order.end(), [](const PlaceReport* a, const PlaceReport* b) {
+    return a->predicted_kl > b->predicted_kl;
+  });
+  order.resize(std::min<size_t>(order.size(), static_cast<size_t>(n)));
+  if (order.empty() || bool(model_->head) != bool(cut.head)) return;
+  const Windows few = first_windows(calibration().proof, 2);
+  PlaceLoss loss(rt_, *model_, few);
+  Progress progress("measuring the largest losses", order.size());
+  for (PlaceReport* p : order) {
+    for (const LinearMap* map : linear_maps(cut))
+      if (map->name == p->place) p->measured_kl = loss.measure(p->place, map->weight);
+    progress.advance();
+  }
 }
 
 }  // namespace mt

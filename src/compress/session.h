@@ -16,14 +16,14 @@ namespace mt {
 
 struct SessionSettings {
   std::filesystem::path model;
-  std::filesystem::path db;                  // empty: Measurements::default_path
-  std::vector<std::string> texts;            // files, "FILE" or "FILE:weight"; none: self-sampled
-  int64_t n_ctx = 0;                         // of a window; 0: 512, or 256 for self-sampled text
-  int64_t n_windows = 0;                     // calibration; 0: 24, or 36 for self-sampled text
-  int64_t n_proof_windows = 0;               // 0: 12
+  std::filesystem::path db;        // empty: Measurements::default_path
+  std::vector<std::string> texts;  // files, "FILE" or "FILE:weight"; none: self-sampled
+  int64_t n_ctx = 0;               // of a window; 0: 512, or 256 for self-sampled text
+  int64_t n_windows = 0;           // calibration; 0: 24, or 36 for self-sampled text
+  int64_t n_proof_windows = 0;     // 0: 12
   uint64_t seed = 1;
-  std::vector<Dtype> types;                  // that the plan may choose from
-  int64_t n_measured = 24;                   // places whose loss is measured, not only predicted
+  std::vector<Dtype> types;  // that the plan may choose from
+  int64_t n_measured = 24;   // places whose loss is measured, not only predicted
 };
 
 // What a goal asks for: exactly one is set.
@@ -37,7 +37,7 @@ struct Goal {
 
 // Calibration text: token windows, some of them set aside for the proof.
 struct Calibration {
-  std::string name;    // for people: "wiki.utf8 + c4.utf8", "sampled from the model"
+  std::string name;  // for people: "wiki.utf8 + c4.utf8", "sampled from the model"
   std::string sha256;
   Windows windows;
   Windows proof;
@@ -69,10 +69,11 @@ class Session {
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
              const Comparison& proof);
   Report report(const Plan& plan, const Model& cut, const Comparison& proof);
+  // Fills measured_kl of the n places with the largest predicted losses, each cut alone.
+  void measure_largest(Report& report, const Model& cut, int64_t n);
 
  private:
   Receipt receipt(const Plan& plan, const Comparison* proof);
-  void measure_places();
 
   const Runtime& rt_;
   SessionSettings settings_;

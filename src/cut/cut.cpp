@@ -58,31 +58,56 @@ namespace {
 // llama.cpp's number for "mostly this type", which some readers show to people.
 std::optional<uint32_t> file_type(Dtype dtype) {
   switch (dtype) {
-    case Dtype::F32: return 0;
-    case Dtype::F16: return 1;
-    case Dtype::Q4_0: return 2;
-    case Dtype::Q4_1: return 3;
-    case Dtype::Q8_0: return 7;
-    case Dtype::Q5_0: return 8;
-    case Dtype::Q5_1: return 9;
-    case Dtype::Q2_K: return 10;
-    case Dtype::Q3_K: return 12;
-    case Dtype::Q4_K: return 15;
-    case Dtype::Q5_K: return 17;
-    case Dtype::Q6_K: return 18;
-    case Dtype::IQ2_XXS: return 19;
-    case Dtype::IQ2_XS: return 20;
-    case Dtype::IQ3_XXS: return 23;
-    case Dtype::IQ1_S: return 24;
-    case Dtype::IQ4_NL: return 25;
-    case Dtype::IQ3_S: return 26;
-    case Dtype::IQ2_S: return 28;
-    case Dtype::IQ4_XS: return 30;
-    case Dtype::IQ1_M: return 31;
-    case Dtype::BF16: return 32;
-    case Dtype::TQ1_0: return 36;
-    case Dtype::TQ2_0: return 37;
-    case Dtype::MXFP4: return 38;
+    case Dtype::F32:
+      return 0;
+    case Dtype::F16:
+      return 1;
+    case Dtype::Q4_0:
+      return 2;
+    case Dtype::Q4_1:
+      return 3;
+    case Dtype::Q8_0:
+      return 7;
+    case Dtype::Q5_0:
+      return 8;
+    case Dtype::Q5_1:
+      return 9;
+    case Dtype::Q2_K:
+      return 10;
+    case Dtype::Q3_K:
+      return 12;
+    case Dtype::Q4_K:
+      return 15;
+    case Dtype::Q5_K:
+      return 17;
+    case Dtype::Q6_K:
+      return 18;
+    case Dtype::IQ2_XXS:
+      return 19;
+    case Dtype::IQ2_XS:
+      return 20;
+    case Dtype::IQ3_XXS:
+      return 23;
+    case Dtype::IQ1_S:
+      return 24;
+    case Dtype::IQ4_NL:
+      return 25;
+    case Dtype::IQ3_S:
+      return 26;
+    case Dtype::IQ2_S:
+      return 28;
+    case Dtype::IQ4_XS:
+      return 30;
+    case Dtype::IQ1_M:
+      return 31;
+    case Dtype::BF16:
+      return 32;
+    case Dtype::TQ1_0:
+      return 36;
+    case Dtype::TQ2_0:
+      return 37;
+    case Dtype::MXFP4:
+      return 38;
     case Dtype::I8:
     case Dtype::I16:
     case Dtype::I32:
@@ -90,7 +115,8 @@ std::optional<uint32_t> file_type(Dtype dtype) {
     case Dtype::F64:
     case Dtype::NVFP4:
     case Dtype::Q1_0:
-    case Dtype::Q2_0: return std::nullopt;
+    case Dtype::Q2_0:
+      return std::nullopt;
   }
   return std::nullopt;
 }

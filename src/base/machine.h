@@ -1,0 +1,31 @@
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <thread>
+
+namespace mt {
+
+// The processor's name with the instruction sets that matter here: "AMD EPYC (avx512 vnni bf16)".
+std::string cpu_name();
+
+// Anonymous memory of this process now (mapped model files not counted); 0 where unknown.
+int64_t anonymous_bytes();
+
+// Watches anonymous memory for as long as it lives, ten times a second.
+class MemoryWatch {
+ public:
+  MemoryWatch();
+  ~MemoryWatch();
+  MemoryWatch(const MemoryWatch&) = delete;
+  MemoryWatch& operator=(const MemoryWatch&) = delete;
+  int64_t peak_bytes();
+
+ private:
+  void look();
+  std::atomic<int64_t> peak_{0};
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace mt
