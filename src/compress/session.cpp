@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/checked.h"
 #include "base/error.h"
 #include "base/files.h"
 #include "base/machine.h"
