@@ -84,6 +84,23 @@ TEST(Exact, GemmPanelGoesOnThroughMemory) {
   }
 }
 
+// Rows 4 KB apart are copied out first where they would crowd the cache.
+TEST(Exact, GemmPanelWithCrowdedRows) {
+  std::mt19937 random(8);
+  int64_t m = 26, n = 31, k = 600, lda = 1024;
+  auto a = random_values(random, m * lda), b = random_values(random, k * 32);
+  auto c = random_values(random, m * n);
+  for (const Kernels* table : available_kernels()) {
+    for (bool accumulate : {false, true}) {
+      auto expected = c, got = c;
+      reference_kernels().gemm_panel(m, n, k, a.data(), lda, b.data(), 32, expected.data(), n,
+                                     accumulate);
+      table->gemm_panel(m, n, k, a.data(), lda, b.data(), 32, got.data(), n, accumulate);
+      expect_same(expected, got, *table, "gemm_panel", n);
+    }
+  }
+}
+
 TEST(Exact, TransposePanel) {
   std::mt19937 random(3);
   for (const Kernels* table : available_kernels()) {
