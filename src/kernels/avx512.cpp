@@ -17,14 +17,14 @@
 namespace mt {
 namespace {
 
-MT_AVX512_INLINE __mmask16 first_lanes(int64_t n) {
+MT_AVX512F_INLINE __mmask16 first_lanes(int64_t n) {
   return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << std::max<int64_t>(n, 0)) - 1u);
 }
 
 // R rows of c at once: 2 R accumulators, R <= 12 leaves registers for b and the broadcast of a.
 template <int R>
-MT_AVX512 void gemm_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
-                         int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+MT_AVX512F void gemm_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                          int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   __mmask16 low = first_lanes(n), high = first_lanes(n - 16);
   __m512 sum0[R], sum1[R];
   MT_UNROLL
@@ -56,8 +56,8 @@ constexpr GemmRows gemm_rows_of[13] = {nullptr,      gemm_rows<1>, gemm_rows<2>,
                                        gemm_rows<8>, gemm_rows<9>, gemm_rows<10>, gemm_rows<11>,
                                        gemm_rows<12>};
 
-MT_AVX512 void gemm_panel(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
-                          const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+MT_AVX512F void gemm_panel(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda,
+                           const float* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
   // Rows a multiple of 4 KB apart share a set of the first cache, which holds eight lines: twelve
   // such rows are copied out, in chunks, the chain going on through c.
   constexpr int64_t chunk = 256, apart = chunk + 16;
@@ -80,7 +80,7 @@ MT_AVX512 void gemm_panel(int64_t m, int64_t n, int64_t k, const float* a, int64
 }
 
 // Rows of 16 x 16 values to columns: by pairs, quadruples, then 128-bit quarters.
-MT_AVX512_INLINE void transpose16(__m512 (&v)[16]) {
+MT_AVX512F_INLINE void transpose16(__m512 (&v)[16]) {
   __m512 t[16];
   MT_UNROLL
   for (int i = 0; i < 16; i += 2) {
@@ -110,7 +110,7 @@ MT_AVX512_INLINE void transpose16(__m512 (&v)[16]) {
   }
 }
 
-MT_AVX512 void transpose_panel(int64_t n, int64_t k, const float* src, int64_t lds, float* dst) {
+MT_AVX512F void transpose_panel(int64_t n, int64_t k, const float* src, int64_t lds, float* dst) {
   for (int64_t p = 0; p < k; p += 16) {
     __mmask16 columns = first_lanes(k - p);
     for (int64_t j = 0; j < 32; j += 16) {
@@ -130,7 +130,7 @@ MT_AVX512 void transpose_panel(int64_t n, int64_t k, const float* src, int64_t l
   }
 }
 
-MT_AVX512_INLINE __m512 exponential(__m512 x) {
+MT_AVX512F_INLINE __m512 exponential(__m512 x) {
   using namespace exp_constants;
   __m512 t = _mm512_fmadd_ps(x, _mm512_set1_ps(log2_e), _mm512_set1_ps(magic));
   __m512 n = _mm512_sub_ps(t, _mm512_set1_ps(magic));
@@ -151,7 +151,7 @@ MT_AVX512_INLINE __m512 exponential(__m512 x) {
   return _mm512_mask_mov_ps(y, above, _mm512_set1_ps(std::numeric_limits<float>::infinity()));
 }
 
-MT_AVX512 double exp_sum(float* x, int64_t n, float shift) {
+MT_AVX512F double exp_sum(float* x, int64_t n, float shift) {
   __m512d sum0 = _mm512_setzero_pd(), sum1 = _mm512_setzero_pd();
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = first_lanes(n - i);
@@ -168,7 +168,7 @@ MT_AVX512 double exp_sum(float* x, int64_t n, float shift) {
   return _mm_cvtsd_f64(pair) + _mm_cvtsd_f64(_mm_unpackhi_pd(pair, pair));
 }
 
-MT_AVX512 void silu_mul(const float* g, const float* u, float* y, int64_t n) {
+MT_AVX512F void silu_mul(const float* g, const float* u, float* y, int64_t n) {
   __m512 one = _mm512_set1_ps(1.0f);
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = first_lanes(n - i);
@@ -179,7 +179,7 @@ MT_AVX512 void silu_mul(const float* g, const float* u, float* y, int64_t n) {
   }
 }
 
-MT_AVX512 void gelu_mul(const float* g, const float* u, float* y, int64_t n) {
+MT_AVX512F void gelu_mul(const float* g, const float* u, float* y, int64_t n) {
   using namespace exp_constants;
   __m512 one = _mm512_set1_ps(1.0f);
   for (int64_t i = 0; i < n; i += 16) {
@@ -193,7 +193,7 @@ MT_AVX512 void gelu_mul(const float* g, const float* u, float* y, int64_t n) {
   }
 }
 
-MT_AVX512 float dot(const float* x, const float* y, int64_t n) {
+MT_AVX512F float dot(const float* x, const float* y, int64_t n) {
   __m512 sum = _mm512_setzero_ps();
   int64_t i = 0;
   for (; i + 16 <= n; i += 16)
@@ -207,7 +207,7 @@ MT_AVX512 float dot(const float* x, const float* y, int64_t n) {
   return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
 }
 
-MT_AVX512 void axpy(float a, const float* x, float* y, int64_t n) {
+MT_AVX512F void axpy(float a, const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = first_lanes(n - i);
     __m512 old = _mm512_maskz_loadu_ps(lanes, y + i);
@@ -216,7 +216,7 @@ MT_AVX512 void axpy(float a, const float* x, float* y, int64_t n) {
   }
 }
 
-MT_AVX512 void add(const float* x, float* y, int64_t n) {
+MT_AVX512F void add(const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = first_lanes(n - i);
     __m512 old = _mm512_maskz_loadu_ps(lanes, y + i);
@@ -224,7 +224,7 @@ MT_AVX512 void add(const float* x, float* y, int64_t n) {
   }
 }
 
-MT_AVX512 void scale_mul(const float* x, const float* gain, float s, float* y, int64_t n) {
+MT_AVX512F void scale_mul(const float* x, const float* gain, float s, float* y, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = first_lanes(n - i);
     __m512 v = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), _mm512_set1_ps(s));
@@ -234,7 +234,7 @@ MT_AVX512 void scale_mul(const float* x, const float* gain, float s, float* y, i
 }
 
 // max_ps(x, m) is "x > m ? x : m", NaNs and zeros included.
-MT_AVX512 float maximum(const float* x, int64_t n) {
+MT_AVX512F float maximum(const float* x, int64_t n) {
   __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   __m512 m = lowest;
   for (int64_t i = 0; i < n; i += 16)
@@ -245,7 +245,7 @@ MT_AVX512 float maximum(const float* x, int64_t n) {
   return _mm_cvtss_f32(_mm_max_ps(_mm_shuffle_ps(m2, m2, 1), m2));
 }
 
-MT_AVX512 void rope(float* x, const float* cos_sin, int64_t n_pairs, bool neox) {
+MT_AVX512F void rope(float* x, const float* cos_sin, int64_t n_pairs, bool neox) {
   if (!neox) {
     for (int64_t i = 0; i < 2 * n_pairs; i += 16) {
       __mmask16 lanes = first_lanes(2 * n_pairs - i);
@@ -275,9 +275,9 @@ MT_AVX512 void rope(float* x, const float* cos_sin, int64_t n_pairs, bool neox) 
 
 }  // namespace
 
-const Kernels& avx512_kernels() {
+const Kernels& avx512f_kernels() {
   static const Kernels table = {
-      .name = "avx512",
+      .name = "avx512f",
       .gemm_panel = gemm_panel,
       .transpose_panel = transpose_panel,
       .exp_sum = exp_sum,
@@ -291,10 +291,21 @@ const Kernels& avx512_kernels() {
       .rope = rope,
       .decode_row = avx512_decode_row,
       .quantised_bytes = reference_quantised_bytes,
-      .quantise = avx512_quantise,
+      .quantise = avx2_quantise,
       .has_rows_dot = reference_has_rows_dot,
-      .rows_dot = avx512_rows_dot,
+      .rows_dot = avx2_rows_dot,
   };
+  return table;
+}
+
+const Kernels& avx512_kernels() {
+  static const Kernels table = [] {
+    Kernels t = avx512f_kernels();
+    t.name = "avx512";
+    t.quantise = avx512_quantise;
+    t.rows_dot = avx512_rows_dot;
+    return t;
+  }();
   return table;
 }
 

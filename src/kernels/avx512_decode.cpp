@@ -15,45 +15,45 @@
 namespace mt {
 namespace {
 
-MT_AVX512_INLINE __m512 half(const uint8_t* p) {
+MT_AVX512F_INLINE __m512 half(const uint8_t* p) {
   return _mm512_cvtph_ps(_mm256_set1_epi16(load_as<short>(p)));
 }
 
 // 16 bytes to 16 lanes.
-MT_AVX512_INLINE __m512i codes16(const uint8_t* p) {
+MT_AVX512F_INLINE __m512i codes16(const uint8_t* p) {
   return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-MT_AVX512_INLINE __m512 values_of(const int8_t (&table)[16]) {
+MT_AVX512F_INLINE __m512 values_of(const int8_t (&table)[16]) {
   return _mm512_cvtepi32_ps(
       _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))));
 }
 
-MT_AVX512_INLINE __m512 counting(int first) {
+MT_AVX512F_INLINE __m512 counting(int first) {
   __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   return _mm512_cvtepi32_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(first)));
 }
 
-MT_AVX512_INLINE void store_nibbles(const uint8_t* qs, __m512 values, float* dst) {
+MT_AVX512F_INLINE void store_nibbles(const uint8_t* qs, __m512 values, float* dst) {
   __m512i codes = codes16(qs);
   _mm512_storeu_ps(dst, _mm512_permutexvar_ps(codes, values));
   _mm512_storeu_ps(dst + 16, _mm512_permutexvar_ps(_mm512_srli_epi32(codes, 4), values));
 }
 
 // The values of codes 16..31 where the mask has the fifth bit.
-MT_AVX512_INLINE void store_five(__m512i codes, __mmask16 fifth, __m512 low, __m512 high,
-                                 float* dst) {
+MT_AVX512F_INLINE void store_five(__m512i codes, __mmask16 fifth, __m512 low, __m512 high,
+                                  float* dst) {
   __m512 v = _mm512_permutexvar_ps(codes, low);
   _mm512_storeu_ps(dst, _mm512_mask_permutexvar_ps(v, fifth, codes, high));
 }
 
-MT_AVX512 void decode_q4_0(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q4_0(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = counting(-8);
   for (int64_t i = 0; i < n; i += 32, src += 18)
     store_nibbles(src + 2, _mm512_mul_ps(values, half(src)), dst + i);
 }
 
-MT_AVX512 void decode_q4_1(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q4_1(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = counting(0);
   for (int64_t i = 0; i < n; i += 32, src += 20) {
     __m512 v = _mm512_add_ps(_mm512_mul_ps(values, half(src)), half(src + 2));
@@ -61,13 +61,13 @@ MT_AVX512 void decode_q4_1(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_iq4_nl(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_iq4_nl(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = values_of(iq4_values);
   for (int64_t i = 0; i < n; i += 32, src += 18)
     store_nibbles(src + 2, _mm512_mul_ps(values, half(src)), dst + i);
 }
 
-MT_AVX512 void decode_mxfp4(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_mxfp4(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = values_of(e2m1_values);
   for (int64_t i = 0; i < n; i += 32, src += 17) {
     uint32_t e = src[0];
@@ -77,7 +77,7 @@ MT_AVX512 void decode_mxfp4(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q5_0(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q5_0(const uint8_t* src, float* dst, int64_t n) {
   __m512 values0 = counting(-16), values1 = counting(0);
   for (int64_t i = 0; i < n; i += 32, src += 22) {
     __m512 d = half(src), low = _mm512_mul_ps(values0, d), high = _mm512_mul_ps(values1, d);
@@ -87,7 +87,7 @@ MT_AVX512 void decode_q5_0(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q5_1(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q5_1(const uint8_t* src, float* dst, int64_t n) {
   __m512 values0 = counting(0), values1 = counting(16);
   for (int64_t i = 0; i < n; i += 32, src += 24) {
     __m512 d = half(src), m = half(src + 2);
@@ -100,12 +100,12 @@ MT_AVX512 void decode_q5_1(const uint8_t* src, float* dst, int64_t n) {
 }
 
 // Signed codes times a scale.
-MT_AVX512_INLINE void store_signed(__m128i codes, __m512 scale, float* dst) {
+MT_AVX512F_INLINE void store_signed(__m128i codes, __m512 scale, float* dst) {
   __m512 v = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes));
   _mm512_storeu_ps(dst, _mm512_mul_ps(v, scale));
 }
 
-MT_AVX512 void decode_q8_0(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q8_0(const uint8_t* src, float* dst, int64_t n) {
   for (int64_t i = 0; i < n; i += 32, src += 34) {
     __m512 d = half(src);
     store_signed(_mm_loadu_si128(reinterpret_cast<const __m128i*>(src + 2)), d, dst + i);
@@ -113,7 +113,7 @@ MT_AVX512 void decode_q8_0(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q2_0(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q2_0(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = _mm512_setr_ps(-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2);
   __m512i shifts = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   for (int64_t i = 0; i < n; i += 64, src += 18) {
@@ -126,7 +126,7 @@ MT_AVX512 void decode_q2_0(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q1_0(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q1_0(const uint8_t* src, float* dst, int64_t n) {
   for (int64_t i = 0; i < n; i += 128, src += 18) {
     __m512 d = half(src);
     __m512 minus = _mm512_xor_ps(d, _mm512_set1_ps(-0.0f));
@@ -138,7 +138,7 @@ MT_AVX512 void decode_q1_0(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_f16(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_f16(const uint8_t* src, float* dst, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = static_cast<__mmask16>(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1u);
     __m256i h = _mm256_maskz_loadu_epi16(lanes, src + 2 * i);
@@ -146,7 +146,7 @@ MT_AVX512 void decode_f16(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_bf16(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_bf16(const uint8_t* src, float* dst, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     __mmask16 lanes = static_cast<__mmask16>(n - i >= 16 ? 0xffffu : (1u << (n - i)) - 1u);
     __m512i h = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, src + 2 * i));
@@ -154,7 +154,7 @@ MT_AVX512 void decode_bf16(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q2_k(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q2_k(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = _mm512_setr_ps(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
   for (; n > 0; n -= 256, src += 84, dst += 256) {
     __m512i packed = codes16(src);
@@ -174,7 +174,7 @@ MT_AVX512 void decode_q2_k(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q3_k(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q3_k(const uint8_t* src, float* dst, int64_t n) {
   __m256i three = _mm256_set1_epi8(3), four = _mm256_set1_epi8(4);
   for (; n > 0; n -= 256, src += 110, dst += 256) {
     uint64_t first, second;
@@ -198,7 +198,7 @@ MT_AVX512 void decode_q3_k(const uint8_t* src, float* dst, int64_t n) {
 }
 
 // The scales and mins of a Q4_K or Q5_K block, multiplied out.
-MT_AVX512_INLINE void k4_scales(const uint8_t* src, float (&scale)[8], float (&min)[8]) {
+MT_AVX512F_INLINE void k4_scales(const uint8_t* src, float (&scale)[8], float (&min)[8]) {
   uint64_t scales, mins;
   unpack_k4_scales(src + 4, scales, mins);
   __m256 s =
@@ -209,7 +209,7 @@ MT_AVX512_INLINE void k4_scales(const uint8_t* src, float (&scale)[8], float (&m
   _mm256_storeu_ps(min, _mm256_mul_ps(_mm512_castps512_ps256(half(src + 2)), m));
 }
 
-MT_AVX512 void decode_q4_k(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q4_k(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = counting(0);
   for (; n > 0; n -= 256, src += 144, dst += 256) {
     float scale[8], min[8];
@@ -230,7 +230,7 @@ MT_AVX512 void decode_q4_k(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q5_k(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q5_k(const uint8_t* src, float* dst, int64_t n) {
   __m512 values0 = counting(0), values1 = counting(16);
   for (; n > 0; n -= 256, src += 176, dst += 256) {
     float scale[8], min[8];
@@ -254,7 +254,7 @@ MT_AVX512 void decode_q5_k(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_q6_k(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_q6_k(const uint8_t* src, float* dst, int64_t n) {
   __m256i low_mask = _mm256_set1_epi8(15), high_mask = _mm256_set1_epi8(0x30);
   __m256i offset = _mm256_set1_epi8(32);
   for (; n > 0; n -= 256, src += 210, dst += 256) {
@@ -280,7 +280,7 @@ MT_AVX512 void decode_q6_k(const uint8_t* src, float* dst, int64_t n) {
   }
 }
 
-MT_AVX512 void decode_iq4_xs(const uint8_t* src, float* dst, int64_t n) {
+MT_AVX512F void decode_iq4_xs(const uint8_t* src, float* dst, int64_t n) {
   __m512 values = values_of(iq4_values);
   __m256i low_shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
   __m256i high_shifts = _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14);
@@ -303,7 +303,7 @@ MT_AVX512 void decode_iq4_xs(const uint8_t* src, float* dst, int64_t n) {
 
 }  // namespace
 
-MT_AVX512 void avx512_decode_row(Dtype dtype, const std::byte* bytes, float* dst, int64_t n) {
+MT_AVX512F void avx512_decode_row(Dtype dtype, const std::byte* bytes, float* dst, int64_t n) {
   const uint8_t* src = reinterpret_cast<const uint8_t*>(bytes);
   switch (dtype) {
     case Dtype::F16:

@@ -11,7 +11,7 @@ namespace mt {
 // path gives bit-identical results in every table: sums run in the documented order with one
 // fused multiply-add per term.
 struct Kernels {
-  std::string_view name;  // "reference", "avx2", "avx512"
+  std::string_view name;  // "reference", "avx2", "avx512f", "avx512" (with VNNI and VBMI)
 
   // ---- exact path ----
   // c[i,j] = (accumulate ? c[i,j] : 0) + sum_{p=0..k-1, in this order, by fma} a[i,p] * b[p,j]
@@ -59,7 +59,7 @@ struct Kernels {
 
 const Kernels& reference_kernels();
 // The best table that this processor runs, or the one MICROTOME_ISA names (reference, avx2,
-// avx512). Throws Error for a name that is unknown or not supported here.
+// avx512f, avx512). Throws Error for a name that is unknown or not supported here.
 const Kernels& select_kernels();
 // Every table this processor runs, reference first: for tests and benchmarks.
 std::vector<const Kernels*> available_kernels();

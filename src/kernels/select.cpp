@@ -19,10 +19,14 @@ bool runs_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
-bool runs_avx512() {
+bool runs_avx512f() {
   return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+bool runs_avx512() {
+  return runs_avx512f() && __builtin_cpu_supports("avx512vbmi") &&
+         __builtin_cpu_supports("avx512vnni");
 }
 
 const Kernels& choose() {
@@ -43,6 +47,7 @@ const Kernels& choose() {
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> tables = {&reference_kernels()};
   if (runs_avx2()) tables.push_back(&avx2_kernels());
+  if (runs_avx512f()) tables.push_back(&avx512f_kernels());
   if (runs_avx512()) tables.push_back(&avx512_kernels());
   return tables;
 }
