@@ -1,0 +1,282 @@
+#include <algorithm>
+#include <filesystem>
+#include <optional>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "base/progress.h"
+#include "cli/command.h"
+#include "measure/eval.h"
+#include "measure/qa.h"
+#include "model/open.h"
+#include "text/tokenizer.h"
+
+namespace mt::cli {
+namespace {
+
+struct Options {
+  std::string model, text, against, qa, separator = "\\nAnswer: ", logits, path = "exact";
+  int64_t n_ctx = 512, n_windows = 0, limit = 0;
+  double max_kl = -1;
+  uint64_t seed = 1;
+  bool force = false;
+};
+
+struct Corpus {
+  std::string name, sha256;
+  Windows windows;
+};
+
+// Windows of n_ctx tokens, none overlapping, the rest at the end left out; where the model starts
+// texts with BOS it stands in place of each window's first token (as the field's figures have it).
+Corpus read_corpus(const Options& options, const Tokenizer& tokenizer) {
+  std::string text = read_text_file(options.text);
+  Corpus corpus{.name = std::filesystem::path(options.text).filename().string(),
+                .sha256 = sha256_hex(text),
+                .windows = {}};
+  std::vector<int32_t> ids;
+  bool bos = tokenizer.adds_bos() && tokenizer.bos() >= 0;
+  if (bos) ids.push_back(tokenizer.bos());
+  auto more = tokenizer.encode(text, false);
+  ids.insert(ids.end(), more.begin(), more.end());
+  int64_t n = std::ssize(ids) / options.n_ctx;
+  if (n == 0)
+    throw_error(
+        "{}: expected at least --n-ctx {} tokens, found {}: give more text or a smaller "
+        "--n-ctx",
+        options.text, options.n_ctx, ids.size());
+  if (options.n_windows > 0) n = std::min(n, options.n_windows);
+  for (int64_t w = 0; w < n; ++w) {
+    auto first = ids.begin() + w * options.n_ctx;
+    corpus.windows.emplace_back(first, first + options.n_ctx);
+    if (bos) corpus.windows.back()[0] = tokenizer.bos();
+  }
+  return corpus;
+}
+
+void check_same_tokens(const Model& model, const Model& base) {
+  const auto* a = model.file->get_strings("tokenizer.ggml.tokens");
+  const auto* b = base.file->get_strings("tokenizer.ggml.tokens");
+  if (a && b && *a != *b)
+    throw_error("{}: cannot be compared with {}: their tokens differ", model.file->path,
+                base.file->path);
+}
+
+Json to_json(const Estimate& e) {
+  return {{"value", e.value}, {"low", e.low}, {"high", e.high}};
+}
+
+Json to_json(const Comparison& c, bool against) {
+  Json out = {{"corpus", c.corpus},
+              {"corpus_sha256", c.corpus_sha256},
+              {"n_ctx", c.n_ctx},
+              {"windows", c.n_windows},
+              {"tokens", c.n_tokens},
+              {"path", c.path},
+              {"perplexity", to_json(c.perplexity)}};
+  out["perplexity"]["standard_error"] = c.perplexity_se;
+  if (!against) return out;
+  out["base_perplexity"] = to_json(c.base_perplexity);
+  out["base_perplexity"]["standard_error"] = c.base_perplexity_se;
+  out["kl"] = {{"mean", to_json(c.kl_mean)}, {"median", to_json(c.kl_median)},
+               {"p90", to_json(c.kl_p90)},   {"p99", to_json(c.kl_p99)},
+               {"p999", to_json(c.kl_p999)}, {"max", to_json(c.kl_max)}};
+  out["kl"]["mean"]["standard_error"] = c.kl_se;
+  out["same_top"] = to_json(c.same_top);
+  out["delta_p"] = {{"mean", to_json(c.dp_mean)}, {"rms", to_json(c.dp_rms)}};
+  return out;
+}
+
+Json to_json(const QaResult& r) {
+  auto one = [](const Accuracy& a) {
+    return Json{{"value", a.value}, {"standard_error", a.standard_error}};
+  };
+  return {{"questions", r.n_questions},
+          {"accuracy", one(r.raw)},
+          {"accuracy_per_byte", one(r.normalised)}};
+}
+
+std::string table(const Context& context, const Comparison& c, bool against) {
+  std::string out =
+      fmt::format("{}: {} windows of {} tokens, {} tokens scored, {} path\n\n", printable(c.corpus),
+                  c.n_windows, c.n_ctx, grouped(c.n_tokens), c.path);
+  Table t({{""},
+           {"value", Table::Align::right},
+           {"± s.e.", Table::Align::right},
+           {"95 % interval", Table::Align::right}});
+  auto row = [&](const char* label, const Estimate& e, const char* form, double scale = 1,
+                 double se = -1) {
+    auto f = [&](double x) { return fmt::format(fmt::runtime(form), x * scale); };
+    t.row({label, f(e.value), se < 0 ? "" : f(se), f(e.low) + " .. " + f(e.high)});
+  };
+  if (against) row("perplexity of the base", c.base_perplexity, "{:.4f}", 1, c.base_perplexity_se);
+  row("perplexity", c.perplexity, "{:.4f}", 1, c.perplexity_se);
+  if (against) {
+    row("KL divergence, mean (nats a token)", c.kl_mean, "{:.6f}", 1, c.kl_se);
+    row("  median", c.kl_median, "{:.6f}");
+    row("  90 %", c.kl_p90, "{:.5f}");
+    row("  99 %", c.kl_p99, "{:.5f}");
+    row("  99.9 %", c.kl_p999, "{:.4f}");
+    row("  largest", c.kl_max, "{:.4f}");
+    row("same top token, %", c.same_top, "{:.2f}", 100);
+    row("true token's probability, mean change, %", c.dp_mean, "{:.3f}", 100);
+    row("  RMS change, %", c.dp_rms, "{:.3f}", 100);
+  }
+  out += t.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour);
+  return out;
+}
+
+std::string table(const Context& context, const QaResult& r, const std::string& name) {
+  Table t({{""}, {"accuracy, %", Table::Align::right}, {"± s.e.", Table::Align::right}});
+  auto row = [&](const char* label, const Accuracy& a) {
+    t.row({label, fmt::format("{:.2f}", 100 * a.value),
+           fmt::format("{:.2f}", 100 * a.standard_error)});
+  };
+  row("largest log-likelihood", r.raw);
+  row("largest log-likelihood a byte of the choice", r.normalised);
+  return fmt::format("{}: {} questions\n\n", printable(name), r.n_questions) +
+         t.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour);
+}
+
+void write_logits(const Runtime& rt, const Model& model, const Corpus& corpus, Path path,
+                  const Options& options) {
+  if (!options.force && std::filesystem::exists(options.logits))
+    throw_error("{}: exists; --force overwrites it", options.logits);
+  AtomicFile file(options.logits);
+  Progress progress("writing logits", corpus.windows.size());
+  for (const auto& window : corpus.windows) {
+    window_logits(rt, model, window, path, [&](ConstMatrix rows) {
+      file.write(std::as_bytes(std::span(rows.data, static_cast<size_t>(rows.rows * rows.cols))));
+    });
+    progress.advance();
+  }
+  file.commit();
+}
+
+// "\n" and "\t" as two characters become what they stand for; shells do not pass them easily.
+std::string unescape(const std::string& text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    char next = text[i] == '\\' && i + 1 < text.size() ? text[i + 1] : 0;
+    if (next == 'n' || next == 't' || next == '\\') {
+      out += next == 'n' ? '\n' : next == 't' ? '\t' : '\\';
+      ++i;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+int run(Context& context, const Options& options) {
+  if (options.text.empty() && options.qa.empty())
+    throw Error("nothing to measure: give a text with --text or questions with --qa");
+  if (options.text.empty() && (!options.against.empty() || !options.logits.empty()))
+    throw Error("--against and --logits need a --text to run on");
+  if (options.max_kl >= 0 && options.against.empty())
+    throw Error("--max-kl needs a model to compare with: --against BASE");
+  Path path = options.path == "fast" ? Path::fast : Path::exact;
+  Model model = open_model(options.model);
+  auto tokenizer = Tokenizer::open(*model.file);
+  bool against = !options.against.empty();
+  Json out = {{"model", options.model}};
+  std::string text;
+  int code = exit_done;
+
+  if (!options.text.empty()) {
+    std::optional<Model> base;
+    if (against) {
+      base = open_model(options.against);
+      check_same_tokens(model, *base);
+      out["against"] = options.against;
+    }
+    Corpus corpus = read_corpus(options, *tokenizer);
+    const Runtime& rt = context.runtime();
+    if (!options.logits.empty()) write_logits(rt, model, corpus, path, options);
+    EvalOptions eval;
+    eval.path = path;
+    eval.seed = options.seed;
+    eval.label = against ? "measuring both models" : "measuring perplexity";
+    Comparison c = base ? compare(rt, *base, model, corpus.windows, eval)
+                        : perplexity(rt, model, corpus.windows, eval);
+    c.corpus = corpus.name;
+    c.corpus_sha256 = corpus.sha256;
+    out.update(to_json(c, against));
+    text += table(context, c, against);
+    if (options.max_kl >= 0) {
+      bool holds = c.kl_mean.value <= options.max_kl;
+      out["max_kl"] = {{"bound", options.max_kl}, {"holds", holds}};
+      text += fmt::format("\nmean KL {:.6f} is {} the bound of {}\n", c.kl_mean.value,
+                          holds ? "within" : "above", options.max_kl);
+      if (!holds) code = exit_check_failed;
+    }
+  }
+  if (!options.qa.empty()) {
+    auto questions = read_questions(options.qa, options.limit);
+    QaResult r = answer_questions(context.runtime(), model, *tokenizer, questions,
+                                  {.path = path, .separator = unescape(options.separator)});
+    out["qa"] = to_json(r);
+    out["qa"]["file"] = options.qa;
+    text += (text.empty() ? "" : "\n") + table(context, r, options.qa);
+  }
+  if (context.json)
+    context.print_json(out);
+  else
+    context.print(text);
+  return code;
+}
+
+Run add(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  app.add_option("MODEL", o->model, "A GGUF or safetensors file, or a Hugging Face folder")
+      ->required();
+  app.add_option("--text", o->text, "Measure perplexity on this plain text")->type_name("FILE");
+  app.add_option("--against", o->against,
+                 "Compare with this model (the original): KL divergence and agreement on --text")
+      ->type_name("BASE");
+  app.add_option("--n-ctx", o->n_ctx, "Tokens a window; its second half is scored")
+      ->check(within(int64_t{4}, int64_t{1} << 20))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--windows", o->n_windows, "Only the first N windows (default: all)")
+      ->check(within(int64_t{1}, int64_t{1} << 40))
+      ->type_name("N");
+  app.add_option("--path", o->path, "exact: f32 in a fixed order; fast: quantised kernels")
+      ->check(CLI::IsMember({"exact", "fast"}))
+      ->capture_default_str();
+  app.add_option("--max-kl", o->max_kl, "Exit with 1 where the mean KL exceeds this")
+      ->check(within(0.0, 1e9))
+      ->type_name("NATS");
+  app.add_option("--qa", o->qa,
+                 "Score multiple-choice questions by log-likelihood: JSON lines of query, choices, "
+                 "gold; or question, mc1_targets")
+      ->type_name("FILE");
+  app.add_option("--qa-separator", o->separator, "Between question and choice")
+      ->type_name("TEXT")
+      ->capture_default_str();
+  app.add_option("--limit", o->limit, "Only the first N questions (default: all)")
+      ->check(within(int64_t{1}, int64_t{1} << 40))
+      ->type_name("N");
+  app.add_option("--logits", o->logits,
+                 "Write all logits as raw f32 [windows, n_ctx, n_vocab], for checks")
+      ->type_name("OUT.f32");
+  app.add_option("--seed", o->seed, "Of the intervals' bootstrap")
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_flag("--force", o->force, "Overwrite an existing --logits file");
+  return [o](Context& context) { return run(context, *o); };
+}
+
+}  // namespace
+
+const Command eval_command = {
+    .name = "eval",
+    .summary = "Measure a model: perplexity, distance to its original, questions",
+    .examples =
+        "microtome eval model.gguf --text wiki.test.raw\n"
+        "microtome eval small.gguf --against model.gguf --text wiki.test.raw --windows 64\n"
+        "microtome eval small.gguf --against model.gguf --text t.txt --max-kl 0.05\n"
+        "microtome eval model.gguf --qa arc_easy.jsonl --limit 200",
+    .add = add};
+
+}  // namespace mt::cli

@@ -1,0 +1,89 @@
+#pragma once
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "cli/terminal.h"
+#include "run/forward.h"
+
+// The pattern of a command: one file cmd_NAME.cpp that defines `const Command NAME_command`,
+// declared below and listed in main.cpp. Its `add` declares options on the subcommand and returns
+// the function that does the work; option values live in that function's captures.
+namespace mt::cli {
+
+enum Exit : int {
+  exit_done = 0,
+  exit_check_failed = 1,  // the work is done, a bound that was asked for does not hold
+  exit_bad_input = 2,     // file, text or usage
+  exit_internal = 3,
+  exit_interrupted = 130,
+};
+
+// Keeps key order, so that JSON reads as the tables do.
+using Json = nlohmann::ordered_json;
+
+// What every command is given: the common options, the two streams, and what computes.
+class Context {
+ public:
+  bool json = false;
+  bool quiet = false;  // no progress, no notes
+  int threads = 0;     // 0: all processors
+  Terminal out{1};
+  Terminal err{2};
+
+  // The thread pool and kernels, made at first use.
+  const Runtime& runtime();
+
+  // Text to standard output. Throws Error where it cannot be written (disk full); where the
+  // reader has gone (a closed pipe) the text is dropped and `reader_gone` turns true.
+  void print(std::string_view text);
+  void flush();
+  bool reader_gone() const { return reader_gone_; }
+  // One JSON document and a newline; bytes that are not UTF-8 become U+FFFD.
+  void print_json(const Json& document);
+  // A remark for people, on standard error, silent with --quiet.
+  void note(std::string_view text);
+
+ private:
+  void keep(std::string_view text);
+  bool reader_gone_ = false;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<Runtime> runtime_;
+};
+
+// A range check that does not print its bounds in the help.
+template <class T>
+CLI::Validator within(T low, T high) {
+  return CLI::Range(low, high).description("");
+}
+
+using Run = std::function<int(Context&)>;
+
+struct Command {
+  const char* name;
+  const char* summary;
+  const char* examples;  // shown at the end of its help, one command a line
+  Run (*add)(CLI::App& app);
+};
+
+extern const Command inspect_command;
+extern const Command generate_command;
+extern const Command eval_command;
+
+// True after the first SIGINT. A command that polls it while it works (and then ends in order)
+// says so with a PollsInterrupt; elsewhere SIGINT ends the program, at the next progress update
+// where a task is under way, so that temporary files are removed.
+bool interrupted();
+void clear_interrupt();
+struct PollsInterrupt {
+  PollsInterrupt();
+  ~PollsInterrupt();
+};
+// Thrown to unwind after SIGINT; main turns it into exit code 130.
+struct Interrupted {};
+
+}  // namespace mt::cli

@@ -1,0 +1,43 @@
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "base/error.h"
+#include "cli/command.h"
+
+namespace mt::cli {
+
+const Runtime& Context::runtime() {
+  if (!runtime_) {
+    pool_ = std::make_unique<ThreadPool>(threads);
+    runtime_ = std::make_unique<Runtime>(Runtime{select_kernels(), *pool_});
+  }
+  return *runtime_;
+}
+
+void Context::keep(std::string_view text) {
+  if (reader_gone_ || text.empty()) return;
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size()) return;
+  if (errno != EPIPE) throw_error("standard output: writing failed: {}", std::strerror(errno));
+  reader_gone_ = true;
+}
+
+void Context::print(std::string_view text) {
+  keep(text);
+}
+
+void Context::print_json(const Json& document) {
+  keep(document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void Context::flush() {
+  if (reader_gone_ || std::fflush(stdout) == 0) return;
+  if (errno != EPIPE) throw_error("standard output: writing failed: {}", std::strerror(errno));
+  reader_gone_ = true;
+}
+
+void Context::note(std::string_view text) {
+  if (!quiet) fmt::print(stderr, "microtome: {}\n", text);
+}
+
+}  // namespace mt::cli

@@ -1,0 +1,143 @@
+#include <array>
+#include <cstdio>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/version.h"
+#include "cli/command.h"
+#include "cli/interrupt.h"
+#include "cli/progress_draw.h"
+
+namespace mt::cli {
+namespace {
+
+const Command* const commands[] = {
+    &inspect_command,
+    &generate_command,
+    &eval_command,
+};
+
+void add_common_options(CLI::App& app, Context& context) {
+  app.add_flag("--json", context.json, "Print one JSON document instead of tables");
+  app.add_option("--threads", context.threads, "Threads that compute (default: all processors)")
+      ->check(within(1, 1024))
+      ->type_name("N");
+  app.add_flag("-q,--quiet", context.quiet, "No progress and no remarks on standard error");
+}
+
+std::string all_examples() {
+  std::string text = "Examples:\n";
+  for (const Command* c : commands) {
+    std::string_view examples = c->examples;
+    text += fmt::format("  {}\n", examples.substr(0, examples.find('\n')));
+  }
+  return text + "\n`microtome COMMAND --help` says more of each.";
+}
+
+std::string indented_examples(std::string_view examples) {
+  std::string text = "Examples:\n";
+  while (!examples.empty()) {
+    size_t end = examples.find('\n');
+    text += fmt::format("  {}\n", examples.substr(0, end));
+    examples.remove_prefix(end == examples.npos ? examples.size() : end + 1);
+  }
+  return text;
+}
+
+// One line, whatever the message holds.
+std::string one_line(std::string_view message) {
+  std::string text;
+  for (char c : message) text += c == '\n' ? ' ' : c;
+  while (!text.empty() && text.back() == ' ') text.pop_back();
+  return printable(text);
+}
+
+int fail(Context& context, int code, std::string_view message) {
+  std::string line = one_line(message);
+  fmt::print(stderr, "microtome: {}\n", line);
+  if (context.json) {
+    try {
+      context.print_json(Json{{"error", line}, {"exit_code", code}});
+      context.flush();
+    } catch (const Error&) {
+      // Nothing is left to tell it to.
+    }
+  }
+  return code;
+}
+
+int run_program(int argc, char** argv, Context& context) {
+  CLI::App app("microtome: opens a pretrained transformer, cuts it to a size, says what it cost",
+               "microtome");
+  app.set_version_flag("--version", fmt::format("microtome {}", version()));
+  app.require_subcommand(1);
+  app.footer(all_examples());
+  app.get_formatter()->column_width(28);
+  add_common_options(app, context);
+  std::vector<std::pair<CLI::App*, Run>> runs;
+  for (const Command* c : commands) {
+    CLI::App* sub = app.add_subcommand(c->name, c->summary);
+    sub->footer(indented_examples(c->examples));
+    Run run = c->add(*sub);
+    add_common_options(*sub, context);
+    runs.emplace_back(sub, std::move(run));
+  }
+  // The parser stops at the first mistake, perhaps before it has seen --json.
+  for (int i = 1; i < argc; ++i)
+    if (std::string_view(argv[i]) == "--json") context.json = true;
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    const CLI::App* asked = &app;
+    for (const auto& [sub, run] : runs)
+      if (sub->parsed()) asked = sub;
+    context.print(asked == &app ? app.help() : asked->help("microtome"));
+    context.flush();
+    return exit_done;
+  } catch (const CLI::CallForVersion& asked) {
+    context.print(std::string(asked.what()) + "\n");
+    context.flush();
+    return exit_done;
+  } catch (const CLI::ParseError& e) {
+    std::string where = "microtome";
+    for (const auto& [sub, run] : runs)
+      if (sub->parsed()) where += " " + sub->get_name();
+    return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", e.what(), where));
+  }
+  ProgressDraw progress(context.err, context.quiet);
+  set_progress_sink(&progress);
+  struct Unset {
+    ~Unset() { set_progress_sink(nullptr); }
+  } unset;
+  for (auto& [sub, run] : runs)
+    if (sub->parsed()) {
+      int code = run(context);
+      context.flush();
+      return code;
+    }
+  return exit_internal;  // require_subcommand(1) saw to it that one was parsed
+}
+
+}  // namespace
+}  // namespace mt::cli
+
+int main(int argc, char** argv) {
+  using namespace mt::cli;
+  install_signal_handlers();
+  Context context;
+  try {
+    return run_program(argc, argv, context);
+  } catch (const Interrupted&) {
+    return exit_interrupted;
+  } catch (const mt::Error& e) {
+    return fail(context, exit_bad_input, e.what());
+  } catch (const std::bad_alloc&) {
+    return fail(context, exit_bad_input,
+                "not enough memory for this model or setting; try a smaller --ctx or --n-ctx, or a "
+                "machine with more");
+  } catch (const std::exception& e) {
+    return fail(context, exit_internal, fmt::format("internal error: {}", e.what()));
+  }
+}
