@@ -71,7 +71,6 @@ struct Command {
 };
 
 extern const Command inspect_command;
-extern const Command generate_command;
 extern const Command eval_command;
 
 // True after the first SIGINT. A command that polls it while it works (and then ends in order)

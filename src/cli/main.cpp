@@ -15,7 +15,6 @@ namespace {
 
 const Command* const commands[] = {
     &inspect_command,
-    &generate_command,
     &eval_command,
 };
 
