@@ -131,39 +131,43 @@ void run_widest(Args... args) {
   }
 }
 
-// Fills lane `lane` with the n weights at src. What is not finite is 0; magnitudes above `limit`
-// (what the format can hold) are cut to it, so that nothing later overflows. Importances are
-// brought to a mean of 1; a millionth of the mean is added so that a weight nobody asks for still
-// lands near its value. All zero, or no pointer: all equal.
+// What brings n importances to a mean of 1; 0 where none is positive: then all count alike.
+// Negative and non-finite ones are 0.
+MT_INLINE float clean_importance(float v) {
+  return v > 0.0f && v <= 3.0e38f ? v : 0.0f;
+}
+MT_INLINE double importance_factor(const float* importance, int n) {
+  if (importance == nullptr) return 0.0;
+  double sum = 0.0;
+  for (int i = 0; i < n; ++i) sum += static_cast<double>(clean_importance(importance[i]));
+  return sum > 0.0 ? n / sum : 0.0;
+}
+
+// Fills lane `lane` with the N weights at src. What is not finite is 0; magnitudes above `limit`
+// (what the format can hold) are cut to it, so that nothing later overflows. A millionth of the
+// mean importance is added, so that a weight nobody asks for still lands near its value.
 template <int N>
 MT_INLINE void fill_lane(Columns<N>& c, int lane, const float* src, const float* importance,
-                         float limit) {
-  float largest = 0.0f;
+                         double factor, float limit) {
   for (int i = 0; i < N; ++i) {
     const float v = src[i];
     const float m = v > limit ? limit : v < -limit ? -limit : v;
-    c.x[i][lane] = std::fabs(v) <= 3.0e38f ? m : 0.0f;
+    c.x[i][lane] = std::fabs(v) <= 3.4028234e38f ? m : 0.0f;
   }
-  if (importance == nullptr) {
+  if (factor == 0.0) {
     for (int i = 0; i < N; ++i) c.w[i][lane] = 1.0f;
     return;
   }
   for (int i = 0; i < N; ++i) {
-    const float v = importance[i];
-    const float clean = v > 0.0f && v <= 3.0e38f ? v : 0.0f;
-    c.w[i][lane] = clean;
-    largest = clean > largest ? clean : largest;
+    const auto v = static_cast<double>(clean_importance(importance[i]));
+    c.w[i][lane] = static_cast<float>(v * factor) + 1e-6f;
   }
-  if (!(largest > 0.0f)) {
-    for (int i = 0; i < N; ++i) c.w[i][lane] = 1.0f;
-    return;
-  }
-  double sum = 0.0;
-  for (int i = 0; i < N; ++i) sum += c.w[i][lane];
-  const double factor = N / sum;
-  for (int i = 0; i < N; ++i) {
-    c.w[i][lane] = static_cast<float>(static_cast<double>(c.w[i][lane]) * factor) + 1e-6f;
-  }
+}
+// A block by itself.
+template <int N>
+MT_INLINE void fill_lane(Columns<N>& c, int lane, const float* src, const float* importance,
+                         float limit) {
+  fill_lane(c, lane, src, importance, importance_factor(importance, N), limit);
 }
 template <int N>
 MT_INLINE void clear_lane(Columns<N>& c, int lane) {
