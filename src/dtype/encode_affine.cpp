@@ -73,9 +73,11 @@ bool exact_affine(const float* x, int top, float* d_out, float* m_out) {
     if (g > 0.0f && g < gap) gap = g;
   }
   if (range == 0.0f) {
-    *d_out = 0.0f;
-    *m_out = to_half_and_back(x[0]);
-    if (*m_out == x[0]) return true;
+    if (to_half_and_back(x[0]) == x[0]) {
+      *d_out = 0.0f;
+      *m_out = x[0];
+      return true;
+    }
     gap = std::fabs(x[0]);  // a single level may still be m + k d
   }
   if (range > (static_cast<float>(top) + 0.5f) * gap) return false;

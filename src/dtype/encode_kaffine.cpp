@@ -76,6 +76,7 @@ struct Q5_KFormat {
 // 16 sub-blocks' search state, lane by lane; a super-block owns kSubs consecutive lanes.
 struct alignas(64) SubPairs {
   float wanted_scale[kLanes], wanted_min[kLanes];  // what a sub-block would choose for itself
+  float spare_low[kLanes], spare_high[kLanes];     // codes that it leaves unused at either end
   float curvature[kLanes], weight[kLanes];         // what squared deviations from them cost
   float d[kLanes], dmin[kLanes];                   // the super-block's pair, repeated
   float scale[kLanes], min[kLanes];                // integers
@@ -138,44 +139,90 @@ MT_INLINE VF<W> scale_without_min(const Columns<N>& c, int lane, VF<W> high) {
   return d;
 }
 
-// Steps for which the wanted numbers, all non-negative, fall best on its multiples up to Limit,
-// ranked by cost-weighted rounding error. Gives the best kStarts.
+// Keeps the kStarts candidates of least loss, best first.
 constexpr int kStarts = 3;
-template <int Limit>
-MT_INLINE void rank_steps(const float* wanted, const float* cost, int count,
-                          float starts[kStarts]) {
-  float largest = 0.0f;
-  for (int j = 0; j < count; ++j) largest = std::max(largest, wanted[j]);
-  float losses[kStarts];
-  for (int k = 0; k < kStarts; ++k) {
-    starts[k] = 0.0f;
-    losses[k] = 3e38f;
+struct Ranking {
+  float steps[kStarts] = {}, losses[kStarts] = {3e38f, 3e38f, 3e38f};
+  void add(float step, float loss) {
+    for (int k = 0; k < kStarts; ++k) {
+      if (loss >= losses[k]) continue;
+      for (int m = kStarts - 1; m > k; --m) {
+        losses[m] = losses[m - 1];
+        steps[m] = steps[m - 1];
+      }
+      losses[k] = loss;
+      steps[k] = step;
+      return;
+    }
   }
-  if (!(largest > 1e-28f)) return;
-  for (int t = 0; t < 20; ++t) {
-    // Whole numbers among them: numbers that came from this format are found again.
-    constexpr float kApart = Limit < 20 ? 0.5f : 1.0f;
-    const float step = largest / (static_cast<float>(Limit) + kApart * static_cast<float>(1 - t));
+};
+
+MT_INLINE float rounding_loss(float wanted, float step, float inverse, float limit) {
+  const float q = (wanted * inverse + 12582912.0f) - 12582912.0f;
+  const float e = wanted - step * (q < limit ? q : limit);
+  return e * e;
+}
+
+// Candidates put the largest wanted number on a whole one near the limit, so that numbers which
+// came from this format are found again.
+template <int Limit>
+MT_INLINE float candidate(int t) {
+  constexpr float kApart = Limit < 20 ? 0.5f : 1.0f;
+  return static_cast<float>(Limit) + kApart * static_cast<float>(1 - t);
+}
+
+// Super-scales d, ranked by the cost-weighted rounding error of the wanted scales.
+template <int Limit>
+MT_INLINE Ranking rank_scales(const SubPairs& s, int first, int count) {
+  Ranking ranking;
+  float largest = 0.0f;
+  for (int j = first; j < first + count; ++j) largest = std::max(largest, s.wanted_scale[j]);
+  if (!(largest > 1e-28f)) return ranking;
+  for (int t = 0; t < 16; ++t) {
+    const float step = largest / candidate<Limit>(t);
     const float inverse = 1.0f / step;
     float loss = 0.0f;
-    for (int j = 0; j < count; ++j) {
-      float q = (wanted[j] * inverse + 12582912.0f) - 12582912.0f;
-      q = std::min(q, static_cast<float>(Limit));
-      const float e = wanted[j] - step * q;
-      loss += cost[j] * e * e;
+    for (int j = first; j < first + count; ++j) {
+      loss += s.curvature[j] * rounding_loss(s.wanted_scale[j], step, inverse, Limit);
     }
-    for (int k = 0; k < kStarts; ++k) {
-      if (loss < losses[k]) {
-        for (int m = kStarts - 1; m > k; --m) {
-          losses[m] = losses[m - 1];
-          starts[m] = starts[m - 1];
+    ranking.add(step, loss);
+  }
+  return ranking;
+}
+
+// Super-scales dmin likewise. A sub-block that leaves codes unused at one end may as well have its
+// min a step lower or higher: the nearest of these counts.
+template <int Limit>
+MT_INLINE Ranking rank_mins(const SubPairs& s, int first, int count) {
+  Ranking ranking;
+  int top = first;
+  for (int j = first; j < first + count; ++j) {
+    if (s.wanted_min[j] > s.wanted_min[top]) top = j;
+  }
+  for (int shift = -1; shift <= 1; ++shift) {
+    if ((shift < 0 && s.spare_low[top] < 1.0f) || (shift > 0 && s.spare_high[top] < 1.0f)) continue;
+    const float largest = s.wanted_min[top] + static_cast<float>(shift) * s.wanted_scale[top];
+    if (!(largest > 1e-28f)) continue;
+    for (int t = 0; t < 12; ++t) {
+      const float step = largest / candidate<Limit>(t);
+      const float inverse = 1.0f / step;
+      float loss = 0.0f;
+      for (int j = first; j < first + count; ++j) {
+        float least = rounding_loss(s.wanted_min[j], step, inverse, Limit);
+        const float lower = s.wanted_min[j] - s.wanted_scale[j];
+        if (s.spare_low[j] >= 1.0f && lower >= 0.0f) {
+          least = std::min(least, rounding_loss(lower, step, inverse, Limit));
         }
-        losses[k] = loss;
-        starts[k] = step;
-        break;
+        if (s.spare_high[j] >= 1.0f) {
+          const float higher = s.wanted_min[j] + s.wanted_scale[j];
+          least = std::min(least, rounding_loss(higher, step, inverse, Limit));
+        }
+        loss += s.weight[j] * least;
       }
+      ranking.add(step, loss);
     }
   }
+  return ranking;
 }
 
 // Given s.d and s.dmin: each sub-block tries three scales around `around` and, for each, the three
@@ -252,6 +299,15 @@ struct EncodeSubPairs {
     store<W>(s.wanted_scale + l, vmax<W>(scale, splat<W>(0.0f)));
     store<W>(s.wanted_min + l, has_min ? -fit.m : splat<W>(0.0f));
     store<W>(s.weight + l, facts.weight);
+    VF<W> low = splat<W>(kTop), high = splat<W>(0.0f);
+    for (int i = 0; i < kLength; ++i) {
+      const VF<W> q =
+          nearest_code<W, kTop>((load<W>(&c.x[i][l]) - fit.m) * inverse_or_zero<W>(scale));
+      low = vmin<W>(low, q);
+      high = vmax<W>(high, q);
+    }
+    store<W>(s.spare_low + l, has_min ? low : splat<W>(0.0f));
+    store<W>(s.spare_high + l, has_min ? static_cast<float>(kTop) - high : splat<W>(0.0f));
     const VF<W> explained = has_min ? fit.gain : scale * scale * facts.weight;
     store<W>(s.curvature + l, ratio_or_zero<W>(explained, scale * scale));
   }
@@ -281,21 +337,21 @@ struct EncodeSubPairs {
       }
       for (int l = 0; l < kLanes; l += W) fit_alone<W>(c, s, l);
 
-      float d_starts[kSupers][kStarts], m_starts[kSupers][kStarts];
+      Ranking scales_of[kSupers], mins_of[kSupers];
       float best_error[kSupers], best_d[kSupers], best_dmin[kSupers];
       float best_scale[kLanes] = {}, best_min[kLanes] = {};
       for (int g = 0; g < kSupers; ++g) {
-        const int j = g * kSubs;
-        rank_steps<Format::kLimit>(s.wanted_scale + j, s.curvature + j, kSubs, d_starts[g]);
-        rank_steps<Format::kLimit>(s.wanted_min + j, s.weight + j, kSubs, m_starts[g]);
+        scales_of[g] = rank_scales<Format::kLimit>(s, g * kSubs, kSubs);
+        mins_of[g] = rank_mins<Format::kLimit>(s, g * kSubs, kSubs);
         best_error[g] = 3e38f;
         best_d[g] = best_dmin[g] = 0.0f;
       }
       for (int start = 0; start < kStarts; ++start) {
         float d[kSupers], dmin[kSupers];
         for (int g = 0; g < kSupers; ++g) {
-          d[g] = d_starts[g][start];
-          dmin[g] = m_starts[g][start];
+          // The best pair; then the second of either with the best of the other.
+          d[g] = scales_of[g].steps[start == 2 ? 1 : 0];
+          dmin[g] = mins_of[g].steps[start == 1 ? 1 : 0];
         }
         for (int round = 0; round < 3; ++round) {
           for (int l = 0; l < kLanes; ++l) {

@@ -1,29 +1,38 @@
-#include <cstdlib>
-#include <string_view>
+#include <algorithm>
+#include <atomic>
 
 #include "dtype/lanes.h"
 
 namespace mt {
+namespace {
+
+Isa widest_isa() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") ||
+      !__builtin_cpu_supports("bmi2")) {
+    return Isa::kBaseline;
+  }
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return wide ? Isa::kAvx512 : Isa::kAvx2;
+#else
+  return Isa::kBaseline;
+#endif
+}
+
+std::atomic<Isa> limit{Isa::kAvx512};
+
+}  // namespace
 
 Isa encode_isa() {
-  static const Isa isa = [] {
-    Isa widest = Isa::kBaseline;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2")) widest = Isa::kAvx2;
-    if (widest == Isa::kAvx2 && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl")) {
-      widest = Isa::kAvx512;
-    }
-#endif
-    const char* asked = std::getenv("MT_DTYPE_ISA");
-    const std::string_view name = asked == nullptr ? "" : asked;
-    if (name == "baseline") return Isa::kBaseline;
-    if (name == "avx2" && widest == Isa::kAvx512) return Isa::kAvx2;
-    return widest;
-  }();
-  return isa;
+  static const Isa widest = widest_isa();
+  return std::min(widest, limit.load(std::memory_order_relaxed));
+}
+
+Isa limit_encode_isa(Isa at_most) {
+  limit = at_most;
+  return encode_isa();
 }
 
 }  // namespace mt

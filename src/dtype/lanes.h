@@ -102,8 +102,10 @@ MT_INLINE VF<W> half_step(VF<W> a) {
 }
 
 enum class Isa { kBaseline, kAvx2, kAvx512 };
-// The widest of the three this machine has; MT_DTYPE_ISA=baseline|avx2|avx512 narrows it (tests).
+// The widest of the three this machine has, unless narrowed.
 Isa encode_isa();
+// For tests: encoders use at most this from now on. Returns what encode_isa() will say.
+Isa limit_encode_isa(Isa at_most);
 
 template <class Kernel, class... Args>
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2"))) void run_avx512(
