@@ -296,15 +296,12 @@ class ByteBpe final : public Tokenizer {
 
   void append_symbol(int32_t symbol, std::vector<int32_t>& out) const {
     if (symbol < vocab_.size()) return out.push_back(symbol);
-    // No token for the whole: one for each byte; the unknown token where a byte has none.
+    // No token for the whole: one for each byte. A byte that has no token is left out, as the
+    // reference tokenizers do (SmolLM2's vocabulary lacks 0x13 and 0xF1, among others).
     const std::string& text = extra_texts_[static_cast<size_t>(symbol - vocab_.size())];
-    for (const char c : bytes_of(text)) {
-      const int32_t id = byte_symbols_[static_cast<uint8_t>(c)];
-      if (id < vocab_.size())
+    for (const char c : bytes_of(text))
+      if (const int32_t id = byte_symbols_[static_cast<uint8_t>(c)]; id < vocab_.size())
         out.push_back(id);
-      else if (vocab_.unknown >= 0)
-        out.push_back(vocab_.unknown);
-    }
   }
 
   // The bytes that a token's printable characters stand for; others stay as they are.

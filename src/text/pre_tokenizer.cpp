@@ -16,26 +16,29 @@ namespace {
 constexpr const char* kSpace =
     R"(\t-\r\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 
+// Kaktovik numerals came with Unicode 15; PCRE2 before 10.43 knows 14.
+constexpr const char* kDigit = R"(\p{N}\x{1d2c0}-\x{1d2d3})";
+
 enum class Cut { Default, Gpt2, Digits, Llama3, Qwen2 };
 
-// The patterns as the models' own tokenizer.json files state them. {s} stands for the white
-// space above, within brackets. Where several are listed, each cuts the pieces that the ones before
-// it left, matches and gaps alike.
+// The patterns as the models' own tokenizer.json files state them. {s} and {d} stand for
+// the classes above, within brackets. Where several are listed, each cuts the pieces that the ones
+// before it left, matches and gaps alike.
 const std::string kGpt2 =
-    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^{s}\p{L}\p{N}]+|[{s}]+(?![^{s}])|[{s}]+)";
+    R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[{d}]+| ?[^{s}\p{L}{d}]+|[{s}]+(?![^{s}])|[{s}]+)";
 std::string words_with_digits(const char* digits) {
   return std::string(R"('[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]|)") +
-         R"([^\r\n\p{L}\p{N}]?\p{L}+|\p{N})" + digits +
-         R"(| ?[^{s}\p{L}\p{N}]+[\r\n]*|[{s}]*[\r\n]+|[{s}]+(?![^{s}])|[{s}]+)";
+         R"([^\r\n\p{L}{d}]?\p{L}+|[{d}])" + digits +
+         R"(| ?[^{s}\p{L}{d}]+[\r\n]*|[{s}]*[\r\n]+|[{s}]+(?![^{s}])|[{s}]+)";
 }
 std::vector<std::string> patterns_of(Cut cut) {
   switch (cut) {
     case Cut::Default:
-      return {R"([\p{P}$+<=>^~|]+)", kGpt2, R"(\p{N}+)", R"([0-9][0-9][0-9])"};
+      return {R"([\p{P}$+<=>^~|]+)", kGpt2, R"([{d}]+)", R"([0-9][0-9][0-9])"};
     case Cut::Gpt2:
       return {kGpt2};
     case Cut::Digits:
-      return {R"(\p{N})", kGpt2};
+      return {R"([{d}])", kGpt2};
     case Cut::Llama3:
       return {words_with_digits("{1,3}")};
     case Cut::Qwen2:
@@ -73,8 +76,9 @@ const std::map<std::string, Kind>& kinds() {
   return table;
 }
 
-std::string with_spaces(std::string pattern) {
-  for (size_t at; (at = pattern.find("{s}")) != std::string::npos;) pattern.replace(at, 3, kSpace);
+std::string with_classes(std::string pattern) {
+  for (const auto& [mark, text] : {std::pair("{s}", kSpace), std::pair("{d}", kDigit)})
+    for (size_t at; (at = pattern.find(mark)) != std::string::npos;) pattern.replace(at, 3, text);
   return pattern;
 }
 
@@ -108,7 +112,7 @@ PreTokenizer::PreTokenizer(const std::string& name, const std::string& path) : p
   whole_words_first_ = kind->second.whole_words_first;
   adds_bos_ = kind->second.adds_bos;
   for (const std::string& text : patterns_of(kind->second.cut))
-    patterns_.push_back(std::make_unique<Pattern>(with_spaces(text)));
+    patterns_.push_back(std::make_unique<Pattern>(with_classes(text)));
 }
 
 PreTokenizer::~PreTokenizer() = default;
