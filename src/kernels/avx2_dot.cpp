@@ -5,7 +5,8 @@
 
 // Rows of packed weights times one quantised vector, with AVX2. Codes are signed here: the
 // 8-bit multiplication wants one side unsigned, so the codes' signs move to the activations.
-// |code| <= 128 and |q| <= 127 keep its sums of two products within 16 bits.
+// |code| <= 128 and |q| <= 127 keep its sums of two products within 16 bits. Codes that are never
+// negative need none of that.
 namespace mt {
 namespace {
 
@@ -29,10 +30,43 @@ MT_AVX2_INLINE float add_lanes(__m256 v) {
   return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
 }
 
+constexpr bool unsigned_codes(Dtype t) {
+  return has_min(t) || has_minus(t);
+}
+
 // Four products a lane, as f32.
+template <Dtype T>
 MT_AVX2_INLINE __m256 dot4(__m256i codes, __m256i x) {
-  __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
+  __m256i pairs;
+  if constexpr (unsigned_codes(T))
+    pairs = _mm256_maddubs_epi16(codes, x);
+  else
+    pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
   return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// The scales of 128 weights, one for each 32.
+template <Dtype T>
+MT_AVX2_INLINE __m128 four_scales(const uint8_t* p) {
+  constexpr int size = small_bytes(T);
+  if constexpr (T == Dtype::Q1_0) {
+    return _mm_set1_ps(half(p));
+  } else if constexpr (T == Dtype::Q2_0) {
+    float a = half(p), b = half(p + size);
+    return _mm_setr_ps(a, a, b, b);
+  } else if constexpr (T == Dtype::MXFP4) {
+    __m128i e = _mm_setr_epi32(p[0], p[size], p[2 * size], p[3 * size]);
+    __m128i normal = _mm_slli_epi32(_mm_sub_epi32(e, _mm_set1_epi32(1)), 23);
+    __m128i tiny = _mm_sllv_epi32(_mm_set1_epi32(0x00200000), e);
+    __m128i is_tiny = _mm_cmpgt_epi32(_mm_set1_epi32(2), e);
+    return _mm_castsi128_ps(_mm_blendv_epi8(normal, tiny, is_tiny));
+  } else {
+    __m128i h = _mm_cvtsi32_si128(load_as<uint16_t>(p));
+    h = _mm_insert_epi16(h, load_as<short>(p + size), 1);
+    h = _mm_insert_epi16(h, load_as<short>(p + 2 * size), 2);
+    h = _mm_insert_epi16(h, load_as<short>(p + 3 * size), 3);
+    return _mm_cvtph_ps(h);
+  }
 }
 
 MT_AVX2_INLINE void prefetch(const uint8_t* p) {
@@ -42,25 +76,46 @@ MT_AVX2_INLINE void prefetch(const uint8_t* p) {
 template <Dtype T, int R>
 MT_AVX2 void small_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
                         int64_t stride) {
-  constexpr int groups = small_length(T) / 32;
+  constexpr int groups = small_length(T) / 32, size = small_bytes(T);
   __m256 acc[R];
   float shift[R] = {};
   MT_UNROLL
   for (int r = 0; r < R; ++r) acc[r] = _mm256_setzero_ps();
-  for (int64_t b = 0; b < n / small_length(T); ++b) {
-    for (int g = 0; g < groups; ++g) {
-      int64_t at = b * groups + g;
-      __m256i x = load32(reinterpret_cast<const uint8_t*>(act.q + 32 * at));
-      float sum = 0.0f;
-      if constexpr (has_min(T)) sum = act.sum[2 * at] + act.sum[2 * at + 1];
+  // 128 weights a step, their scales converted together.
+  int64_t at = 0;
+  for (; at + 4 <= n / 32; at += 4) {
+    const uint8_t* x = reinterpret_cast<const uint8_t*>(act.q + 32 * at);
+    __m128 dx = _mm_loadu_ps(act.d + at);
+    MT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows.w[r] + at / groups * size;
+      prefetch(p);
+      if constexpr (T == Dtype::Q8_0) prefetch(p + 64);
+      alignas(16) float scale[4];
+      _mm_store_ps(scale, _mm_mul_ps(four_scales<T>(p), dx));
       MT_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const uint8_t* p = rows.w[r] + b * small_bytes(T);
-        if (g == 0 && (b % 2 == 0 || T == Dtype::Q8_0)) prefetch(p);
-        __m256 scale = _mm256_set1_ps(small_scale<T>(p) * act.d[at]);
-        acc[r] = _mm256_fmadd_ps(dot4(small_codes<T>(p, g), x), scale, acc[r]);
-        if constexpr (has_min(T)) shift[r] = __builtin_fmaf(half(p + 2), sum, shift[r]);
+      for (int g = 0; g < 4; ++g) {
+        __m256i codes = small_codes<T>(p + g / groups * size, g % groups);
+        acc[r] =
+            _mm256_fmadd_ps(dot4<T>(codes, load32(x + 32 * g)), _mm256_set1_ps(scale[g]), acc[r]);
       }
+      if constexpr (has_min(T)) {
+        // The sums of 16 in pairs, each pair under its block's minimum.
+        __m128 min = four_scales<T>(p + 2);
+        __m256 twice = _mm256_set_m128(_mm_unpackhi_ps(min, min), _mm_unpacklo_ps(min, min));
+        acc[r] = _mm256_fmadd_ps(twice, _mm256_loadu_ps(act.sum + 2 * at), acc[r]);
+      }
+    }
+  }
+  for (; at < n / 32; ++at) {
+    __m256i x = load32(reinterpret_cast<const uint8_t*>(act.q + 32 * at));
+    for (int r = 0; r < R; ++r) {
+      const uint8_t* p = rows.w[r] + at / groups * size;
+      __m256 scale = _mm256_set1_ps(small_scale<T>(p) * act.d[at]);
+      __m256i codes = small_codes<T>(p, static_cast<int>(at % groups));
+      acc[r] = _mm256_fmadd_ps(dot4<T>(codes, x), scale, acc[r]);
+      if constexpr (has_min(T))
+        shift[r] = __builtin_fmaf(half(p + 2), act.sum[2 * at] + act.sum[2 * at + 1], shift[r]);
     }
   }
   for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]) + shift[r];
@@ -101,7 +156,7 @@ MT_AVX2 void k_rows(const Rows<R>& rows, const Activations& act, int64_t n, floa
           s = _mm256_insertf128_ps(_mm256_set1_ps(scale[2 * g]), _mm_set1_ps(scale[2 * g + 1]), 1);
           s = _mm256_mul_ps(s, _mm256_set1_ps(act.d[8 * b + g]));
         }
-        acc[r] = _mm256_fmadd_ps(dot4(k_codes<T>(p, g), x), s, acc[r]);
+        acc[r] = _mm256_fmadd_ps(dot4<T>(k_codes<T>(p, g), x), s, acc[r]);
       }
     }
   }
