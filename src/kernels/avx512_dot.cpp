@@ -498,12 +498,21 @@ MT_AVX512_INLINE __m512 k_scales(const uint8_t* p, __m512 dx, __m512 sums, __m51
     __m256 d = _mm256_mul_ps(_mm512_castps512_ps256(dx), _mm256_set1_ps(half(p)));
     return _mm512_castps256_ps512(_mm256_mul_ps(scale, d));
   } else {
-    uint64_t scales, mins;
-    unpack_k4_scales(p + 4, scales, mins);
-    // Scales to the lower lanes, mins to the upper, whose sums are the 32-weight ones.
-    __m128i packed = _mm_set_epi64x(static_cast<int64_t>(mins), static_cast<int64_t>(scales));
-    __m512 both = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(packed));
-    __m512 d = _mm512_insertf32x8(_mm512_set1_ps(half(p)), _mm256_set1_ps(half(p + 2)), 1);
+    // Bytes 0-3 d and dmin, then a, b, c of four bytes each (unpack_k4_scales). Scales go to the
+    // lower lanes, mins to the upper, whose sums are the 32-weight ones.
+    __m128i head = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    __m128i low = _mm_shuffle_epi32(head, 0xed);
+    __m128i high = _mm_shuffle_epi8(
+        head, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    low = _mm_srlv_epi32(low, _mm_setr_epi32(0, 0, 0, 4));
+    low = _mm_and_si128(low, _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    high = _mm_and_si128(_mm_srli_epi16(high, 2), _mm_set1_epi8(0x30));
+    __m512 both = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_or_si128(low, high)));
+    __m256i halves = _mm256_shuffle_epi8(
+        _mm256_broadcastsi128_si256(head),
+        _mm256_setr_epi16(0x100, 0x100, 0x100, 0x100, 0x100, 0x100, 0x100, 0x100, 0x302, 0x302,
+                          0x302, 0x302, 0x302, 0x302, 0x302, 0x302));
+    __m512 d = _mm512_cvtph_ps(halves);
     both = _mm512_mul_ps(both, d);
     acc = _mm512_fnmadd_ps(both, sums, acc);
     return _mm512_mul_ps(both, dx);
