@@ -204,6 +204,8 @@ class Import {
       merges.push_back(replace_all(left, " ", "\xC4\xA0") + " " +
                        replace_all(right, " ", "\xC4\xA0"));
     out_.set_meta("tokenizer.ggml.merges", {std::move(merges)});
+    if (const Json* set = find_json(settings_, "/add_prefix_space"); set && set->is_boolean())
+      out_.set_meta("tokenizer.ggml.add_space_prefix", {set->get<bool>()});
   }
 
   // SentencePiece merges by the score of what comes out, this form by the rank of the merge: the
