@@ -1,0 +1,101 @@
+#pragma once
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ 12's own header reads an undefined register on purpose and warns about it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+
+#include <array>
+
+#include "kernels/attributes.h"
+#include "kernels/tables.h"
+#include "kernels/unpack.h"
+
+// Rows of packed weights times one quantised vector, with AVX-512 VNNI and VBMI.
+//
+// vpdpbusd multiplies unsigned codes by signed activations and adds four products a lane. Codes
+// stay unsigned as they are stored; what they are stored too high by, `offset`, is made good by
+// starting each sum from -offset * (sum of the activations), shared by all rows of the step. Each
+// lane then belongs to one scale, which multiplies it in f32. R rows go side by side: they share
+// the activations' preparation and give the memory R streams.
+namespace mt::avx512 {
+
+struct Activations {
+  const float* x;
+  const int8_t* q;
+  const float* d;
+  const float* sum;
+};
+
+template <int R>
+struct Rows {
+  const uint8_t* w[R];
+};
+
+MT_AVX512_INLINE __m512i load64(const void* p) {
+  return _mm512_loadu_si512(p);
+}
+MT_AVX512_INLINE __m512i load(const std::array<uint8_t, 64>& index) {
+  return _mm512_loadu_si512(index.data());
+}
+MT_AVX512_INLINE __m512i dot4(__m512i sum, __m512i codes, __m512i x) {
+  return _mm512_dpbusd_epi32(sum, codes, x);
+}
+MT_AVX512_INLINE __m512i minus(__m512i v) {
+  return _mm512_sub_epi32(_mm512_setzero_si512(), v);
+}
+MT_AVX512_INLINE __m512i low_nibbles(__m512i v) {
+  return _mm512_and_si512(v, _mm512_set1_epi8(15));
+}
+MT_AVX512_INLINE __m512i high_nibbles(__m512i v) {
+  return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15));
+}
+MT_AVX512_INLINE __m512 to_lanes(__m512i lanes, __m512 v) {
+  return _mm512_permutexvar_ps(lanes, v);
+}
+MT_AVX512_INLINE __m512i runs_of_4(int a, int b, int c, int d) {
+  return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+}
+MT_AVX512_INLINE float half(const uint8_t* p) {
+  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_as<uint16_t>(p))));
+}
+MT_AVX512_INLINE float add_lanes(__m512 v) {
+  __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
+}
+// Unsigned codes of a table of signed values: 128 too high.
+MT_AVX512_INLINE __m512i byte_table(const int8_t (&values)[16]) {
+  __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm512_broadcast_i32x4(_mm_xor_si128(v, _mm_set1_epi8(-128)));
+}
+
+constexpr int prefetch_distance = 1024;
+MT_AVX512_INLINE void prefetch(const uint8_t* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p + prefetch_distance), _MM_HINT_T0);
+}
+
+// Four rows a quarter of the matrix apart: four long streams instead of four short ones.
+template <void (*FourRows)(const Rows<4>&, const Activations&, int64_t, float*, int64_t),
+          void (*OneRow)(const Rows<1>&, const Activations&, int64_t, float*, int64_t)>
+MT_AVX512 static void all_rows(const uint8_t* w, int64_t row_bytes, int64_t rows,
+                               const Activations& act, int64_t n, float* y) {
+  int64_t quarter = rows / 4;
+  for (int64_t i = 0; i < quarter; ++i) {
+    Rows<4> four;
+    for (int r = 0; r < 4; ++r) four.w[r] = w + (i + r * quarter) * row_bytes;
+    FourRows(four, act, n, y + i, quarter);
+  }
+  for (int64_t i = 4 * quarter; i < rows; ++i) {
+    Rows<1> one = {{w + i * row_bytes}};
+    OneRow(one, act, n, y + i, 0);
+  }
+}
+
+// The formats of 256 weights; false for another.
+bool k_rows_dot(Dtype dtype, const uint8_t* w, int64_t row_bytes, int64_t rows,
+                const Activations& act, int64_t n, float* y);
+
+}  // namespace mt::avx512
