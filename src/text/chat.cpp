@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <initializer_list>
 
 #include "base/error.h"
 
@@ -155,8 +156,37 @@ std::string zephyr(const Scene& s) {
 
 std::string phi3(const Scene& s) {
   std::string out;
-  for (const auto& m : s.messages) out += "<|" + m.role + "|>\n" + m.content + "<|end|>\n";
+  for (const auto& m : s.messages) {
+    // The first Phi-3 templates pass over a system turn.
+    if (m.role == "system" && !has(s.chat_template, "system")) continue;
+    out += "<|" + m.role + "|>\n" + m.content + "<|end|>\n";
+  }
   return out + "<|assistant|>\n";
+}
+
+// What some templates of a family add to it unasked (thinking, tools, prompts of their own): there
+// the plain form would not be what the template gives.
+bool has_any(std::string_view text, std::initializer_list<std::string_view> parts) {
+  return std::any_of(parts.begin(), parts.end(), [&](auto part) { return has(text, part); });
+}
+bool is_chatml(std::string_view t) {
+  return has(t, "<|im_start|>") &&
+         !has_any(
+             t, {"<|im_sep|>", "Reasoning Mode", "function calling AI model", "assistant\\n<think>",
+                 "assistant\n<think>", "<think>\\n' }", "<think>\\n\" }"});
+}
+bool is_llama2(std::string_view t) {
+  return has(t, "<<SYS>>") && has(t, "bos_token + '[INST] ' + content.strip() + ' [/INST]'");
+}
+bool is_llama3(std::string_view t) {
+  return has(t, "<|start_header_id|>") && has(t, "<|eot_id|>") && !has(t, ">>>") &&
+         has(t, "Cutting Knowledge Date") == has(t, "Today Date");
+}
+bool is_mistral(std::string_view t) {
+  return has(t, "[INST]") && !has_any(t, {"[SYSTEM_PROMPT]", "<<SYS>>"});
+}
+bool is_phi3(std::string_view t) {
+  return has(t, "<|user|>") && has(t, "<|end|>") && !has(t, "FINAL RESPONSE");
 }
 
 struct Family {
@@ -164,18 +194,17 @@ struct Family {
   bool (*fits)(std::string_view chat_template);
   std::string (*format)(const Scene&);
 };
-// In this order: a Llama 2 template has Mistral's brackets too.
 const Family kFamilies[] = {
-    {"chatml", [](std::string_view t) { return has(t, "<|im_start|>"); }, chatml},
-    {"llama2", [](std::string_view t) { return has(t, "[INST]") && has(t, "<<SYS>>"); }, llama2},
-    {"llama3",
-     [](std::string_view t) { return has(t, "<|start_header_id|>") && has(t, "<|eot_id|>"); },
-     llama3},
+    {"chatml", is_chatml, chatml},
+    {"llama2", is_llama2, llama2},
+    {"llama3", is_llama3, llama3},
     {"gemma", [](std::string_view t) { return has(t, "<start_of_turn>"); }, gemma},
-    {"mistral", [](std::string_view t) { return has(t, "[INST]") && !has(t, "[SYSTEM_PROMPT]"); },
-     mistral},
-    {"phi3", [](std::string_view t) { return has(t, "<|user|>") && has(t, "<|end|>"); }, phi3},
-    {"zephyr", [](std::string_view t) { return has(t, "<|user|>") && has(t, "eos_token"); },
+    {"mistral", is_mistral, mistral},
+    {"phi3", is_phi3, phi3},
+    {"zephyr",
+     [](std::string_view t) {
+       return has(t, "<|user|>") && has(t, "eos_token") && !has(t, "<|end|>");
+     },
      zephyr},
 };
 
