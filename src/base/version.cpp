@@ -1,5 +1,7 @@
 #include "base/version.h"
 
 namespace mt {
-const char* version() { return MT_VERSION; }
+const char* version() {
+  return MT_VERSION;
+}
 }  // namespace mt
