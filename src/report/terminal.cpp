@@ -106,7 +106,9 @@ class Page {
       const size_t end = std::min(whole.find(' ', start), whole.size());
       const std::string word = whole.substr(start, end - start);
       start = end + 1;
-      if (!row.empty() && display_width(row) + 1 + display_width(word) > width_) {
+      // A word too long for any line (a hash) is cut where it stands.
+      if (!row.empty() && display_width(row) + 1 + display_width(word) > width_ &&
+          display_width(indent) + display_width(word) <= width_) {
         line(row);
         row = indent;
       }
@@ -185,7 +187,7 @@ void places(Page& page, const Report& r, int max_places) {
 
   // Columns by what the width allows: place, format, predicted, measured always; then bytes, bar.
   const bool wide = page.width() >= 76;
-  const int formats = 15, number = 10, bytes = wide ? 11 : 0;
+  const int formats = 14, number = 10, bytes = wide ? 10 : 0;
   const int bars = page.width() >= 100 ? 20 : wide ? 8 : 0;
   int names = page.width() - formats - 2 * number - bytes - bars - 1;
   int longest = 8;
