@@ -17,6 +17,7 @@
 #include "measure/place_loss.h"
 #include "measure/self_text.h"
 #include "model/open.h"
+#include "text/corpus.h"
 
 namespace mt {
 namespace {
@@ -71,39 +72,68 @@ const Calibration& Session::calibration() {
   const int64_t n_ctx = settings_.n_ctx ? settings_.n_ctx : own ? 256 : 512;
   const int64_t n_windows = settings_.n_windows ? settings_.n_windows : own ? 36 : 24;
   const int64_t n_proof = settings_.n_proof_windows ? settings_.n_proof_windows : 12;
-  Calibration c;
-  if (own) {
-    const std::string what = fmt::format("self-sampled: seed {}, {} sequences of {} tokens",
-                                         settings_.seed, n_windows + n_proof, n_ctx);
-    db_->select_run(sha256_, sha256_hex(what), what);
-    // In groups: a killed run loses at most one.
-    constexpr int64_t kGroup = 24;
-    for (int64_t first = 0; first < n_windows + n_proof; first += kGroup) {
-      const int64_t n = std::min(kGroup, n_windows + n_proof - first);
-      auto place = [&](int64_t i) { return fmt::format("sequence {}", first + i); };
-      if (!db_->vector(place(n - 1), "tokens")) {
-        auto text = sample_self_text(rt_, *model_, *tokenizer_,
-                                     {.seed = settings_.seed, .n_tokens = n_ctx}, first, n);
-        db_->begin();
-        for (int64_t i = 0; i < n; ++i)
-          db_->put(place(i), "tokens", as_floats(text[static_cast<size_t>(i)]));
-        db_->commit();
-      }
-      for (int64_t i = 0; i < n; ++i) {
-        auto& part = std::ssize(c.windows) < n_windows ? c.windows : c.proof;
-        part.push_back(as_ids(*db_->vector(place(i), "tokens")));
-      }
-    }
-    c.name = "sampled from the model";
-    c.sha256 = sha256_hex(what);
-  } else {
-    throw Error("--text: not yet");
-  }
-  db_->select_run(sha256_, c.sha256,
-                  fmt::format("{} windows of {}, {} for the proof, seed {}", n_windows, n_ctx,
-                              n_proof, settings_.seed));
-  calibration_ = std::move(c);
+  calibration_ = own ? sample_calibration(n_windows, n_proof, n_ctx)
+                     : read_calibration(n_windows, n_proof, n_ctx);
+  db_->select_run(
+      sha256_, calibration_->sha256,
+      fmt::format("{} windows of {} tokens, {} for the proof, seed {}",
+                  calibration_->windows.size(), n_ctx, calibration_->proof.size(), settings_.seed));
   return *calibration_;
+}
+
+Calibration Session::sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx) {
+  const std::string what = fmt::format("sampled from the model: seed {}, {} sequences of {} tokens",
+                                       settings_.seed, n_windows + n_proof, n_ctx);
+  Calibration c{
+      .name = "sampled from the model", .sha256 = sha256_hex(what), .windows = {}, .proof = {}};
+  db_->select_run(sha256_, c.sha256, what);
+  // In groups: a killed run loses at most one.
+  constexpr int64_t kGroup = 24;
+  const int64_t total = n_windows + n_proof;
+  for (int64_t first = 0; first < total; first += kGroup) {
+    const int64_t n = std::min(kGroup, total - first);
+    auto place = [&](int64_t i) { return fmt::format("sequence {}", first + i); };
+    if (!db_->vector(place(n - 1), "tokens")) {
+      auto text = sample_self_text(rt_, *model_, *tokenizer_,
+                                   {.seed = settings_.seed, .n_tokens = n_ctx}, first, n);
+      db_->begin();
+      for (int64_t i = 0; i < n; ++i)
+        db_->put(place(i), "tokens", as_floats(text[static_cast<size_t>(i)]));
+      db_->commit();
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      auto& part = std::ssize(c.windows) < n_windows ? c.windows : c.proof;
+      part.push_back(as_ids(*db_->vector(place(i), "tokens")));
+    }
+  }
+  return c;
+}
+
+Calibration Session::read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx) {
+  std::vector<TextSource> sources;
+  Calibration c;
+  for (const auto& text : settings_.texts) {
+    sources.push_back(parse_text_source(text));
+    c.name += (c.name.empty() ? "" : " + ") + sources.back().path.filename().string();
+  }
+  const auto all = windows_of_files(*tokenizer_, sources, n_ctx);
+  // Evenly over the whole text; of the windows taken, the proof's evenly among them.
+  const int64_t taken = std::min(all.count(), n_windows + n_proof);
+  if (taken < 2)
+    throw_error(
+        "--text: {} tokens give {} windows of {}: expected at least 2; give more text or a "
+        "smaller --n-ctx",
+        all.tokens.size(), all.count(), n_ctx);
+  const int64_t proof = std::max<int64_t>(1, taken * n_proof / (n_windows + n_proof));
+  for (int64_t i = 0; i < taken; ++i) {
+    auto window = all.window(i * all.count() / taken);
+    const bool held_out = (i + 1) * proof / taken > i * proof / taken;
+    (held_out ? c.proof : c.windows).emplace_back(window.begin(), window.end());
+  }
+  std::string weights;
+  for (const auto& source : sources) weights += fmt::format(" {}", source.weight);
+  c.sha256 = sha256_hex(all.sha256 + weights);
+  return c;
 }
 
 const Profile& Session::profile() {
@@ -174,12 +204,33 @@ const Problem& Session::problem() {
   return *problem_;
 }
 
+int64_t Session::n_weights() const {
+  int64_t n = 0;
+  for (const LinearMap* map : linear_maps(*model_)) n += map->weight.rows * map->weight.cols;
+  return n;
+}
+
 std::vector<FrontierPoint> Session::frontier(int points) {
-  const Problem& p = problem();
   std::vector<FrontierPoint> curve;
-  for (const Solution& s : mt::frontier(p, points))
-    curve.push_back({.bytes = s.bytes, .bits_per_weight = 0, .predicted_kl = s.loss});
+  for (const Solution& s : mt::frontier(problem(), points))
+    curve.push_back({.bytes = s.bytes,
+                     .bits_per_weight = 8.0 * double(s.bytes) / double(n_weights()),
+                     .predicted_kl = s.loss});
   return curve;
+}
+
+Imatrix Session::imatrix() {
+  const Profile& p = profile();
+  Imatrix m;
+  m.datasets = {calibration_->name};
+  m.chunk_count = std::ssize(calibration_->windows);
+  m.chunk_size = std::ssize(calibration_->windows.front());
+  for (const auto& [name, moments] : p.maps) {
+    ImatrixEntry e{.tensor = name, .in_sum2 = moments.in2, .count = double(p.n_tokens)};
+    for (float& x : e.in_sum2) x *= static_cast<float>(p.n_tokens);
+    m.entries.push_back(std::move(e));
+  }
+  return m;
 }
 
 Plan Session::plan(const Goal& goal, double correction) {
@@ -198,7 +249,7 @@ Plan Session::plan(const Goal& goal, double correction) {
     s = minimise_loss(p,
                       goal.bytes
                           ? *goal.bytes
-                          : static_cast<int64_t>(*goal.bits_per_weight * double(n_weights) / 8),
+                          : static_cast<int64_t>(*goal.bits_per_weight * double(n_weights()) / 8),
                       settings);
   Plan plan = to_plan(p, s);
   plan.model_sha256 = sha256_;
@@ -218,21 +269,45 @@ Plan Session::plan(const Goal& goal, double correction) {
 }
 
 Model Session::cut(const Plan& plan) {
-  if (!candidates_) candidates_ = find_candidates(*model_, settings_.types, &profile());
+  if (!settings_.imatrix.empty()) {
+    const Imatrix m = read_imatrix(settings_.imatrix);
+    return cut_model(rt_, *model_, plan, [&](const std::string& tensor) -> RowWeights {
+      for (const ImatrixEntry& e : m.entries)
+        if (e.tensor == tensor)
+          return [sums = e.in_sum2, tensor](int64_t, std::span<float> w) {
+            if (sums.size() != w.size())
+              throw_error("imatrix: '{}': expected {} channels, found {}", tensor, w.size(),
+                          sums.size());
+            std::copy(sums.begin(), sums.end(), w.begin());
+          };
+      return row_weights(nullptr, tensor, Role::map);  // llama.cpp's have no embedding
+    });
+  }
+  const auto candidates = find_candidates(*model_, settings_.types, &profile());
   return cut_model(rt_, *model_, plan, [&](const std::string& tensor) -> RowWeights {
     const std::string key = plan.head == HeadPlan::tied && tensor == model_->embedding.name
                                 ? tensor + " as " + plan.tied_source
                                 : tensor;
-    for (const Candidate& c : candidates_->all)
+    for (const Candidate& c : candidates.all)
       if (c.key == key) return c.weights;
     throw_error("'{}' is no place of {}", tensor, settings_.model.string());
   });
 }
 
-Comparison Session::prove(const Model& cut) {
+Comparison Session::prove(const Plan& plan, const Model& cut) {
   calibration();
+  const std::string metric =
+      "proof of plan " + sha256_hex(to_json(plan) + settings_.imatrix.string());
+  auto place = [](int64_t window) { return fmt::format("proof window {}", window); };
   EvalOptions options;
   options.label = "proving";
+  options.stored = [&](int64_t window) -> std::optional<WindowStats> {
+    if (auto packed = db_->vector(place(window), metric)) return WindowStats::unpack(*packed);
+    return std::nullopt;
+  };
+  options.store = [&](int64_t window, const WindowStats& stats) {
+    db_->put(place(window), metric, stats.pack());
+  };
   Comparison c = compare(rt_, *model_, cut, calibration_->proof, options);
   c.corpus = calibration_->name + " (held out)";
   c.corpus_sha256 = calibration_->sha256;
@@ -244,8 +319,9 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.version = version();
   r.source_sha256 = sha256_;
   r.goal = plan.goal;
-  r.plan_sha256 = proof ? sha256_hex(to_json(plan)) : kNoHash;
-  r.calibration = calibration().name;
+  r.plan_sha256 = plan.decisions.empty() ? kNoHash : sha256_hex(to_json(plan));
+  r.calibration =
+      settings_.imatrix.empty() ? calibration().name : settings_.imatrix.filename().string();
   r.calibration_sha256 = calibration().sha256;
   r.proof = calibration().name + " (held out)";
   r.proof_sha256 = calibration().sha256;
@@ -270,8 +346,8 @@ int64_t Session::exact_bytes(const Plan& plan) {
 }
 
 void Session::write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
-                    const Comparison& proof) {
-  Output output = output_of(*model_, cut, receipt(plan, &proof));
+                    const std::optional<Comparison>& proof) {
+  Output output = output_of(*model_, cut, receipt(plan, proof ? &*proof : nullptr));
   write_gguf(path, output.metadata, output.tensors);
 }
 

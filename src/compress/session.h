@@ -7,6 +7,7 @@
 
 #include "compress/places.h"
 #include "cut/cut.h"
+#include "file/imatrix.h"
 #include "flow/measurements.h"
 #include "flow/report.h"
 #include "measure/eval.h"
@@ -52,28 +53,37 @@ class Session {
 
   const Model& model() const { return *model_; }
   const std::string& model_sha256() const { return sha256_; }
+  const std::filesystem::path& db_path() const { return settings_.db; }
   Measurements& db() { return *db_; }
 
   const Calibration& calibration();
   const Profile& profile();
   // Predicted losses of every candidate in every format, corrected by measured ones.
   const Problem& problem();
+  // Measured over predicted, place by place of the problem.
+  const std::vector<double>& corrections() const { return correction_; }
   std::vector<FrontierPoint> frontier(int points);
+  // The input moments in the form that llama.cpp's quantizer reads.
+  Imatrix imatrix();
 
   // correction: measured over predicted KL of an earlier plan.
   Plan plan(const Goal& goal, double correction = 1);
   Model cut(const Plan& plan);
-  Comparison prove(const Model& cut);
+  // On the windows set aside. Window by window in the database, under the plan's hash.
+  Comparison prove(const Plan& plan, const Model& cut);
   // Bytes of the file that write() makes of this plan.
   int64_t exact_bytes(const Plan& plan);
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
-             const Comparison& proof);
+             const std::optional<Comparison>& proof);
   Report report(const Plan& plan, const Model& cut, const Comparison& proof);
   // Fills measured_kl of the n places with the largest predicted losses, each cut alone.
   void measure_largest(Report& report, const Model& cut, int64_t n);
 
  private:
   Receipt receipt(const Plan& plan, const Comparison* proof);
+  Calibration sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
+  Calibration read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
+  int64_t n_weights() const;
 
   const Runtime& rt_;
   SessionSettings settings_;

@@ -1,0 +1,124 @@
+#include <chrono>
+
+#include "base/error.h"
+#include "base/machine.h"
+#include "cli/session_options.h"
+#include "file/model_hash.h"
+#include "report/html.h"
+#include "report/report_json.h"
+#include "report/terminal.h"
+
+namespace mt::cli {
+namespace {
+
+struct Options {
+  SessionOptions session;
+  GoalOptions goal;
+  std::filesystem::path output, page, plan;
+  bool force = false, no_page = false;
+  int frontier = 12;
+};
+
+// The proof of a goal in KL decides: the plan is made again with what the proof measured until it
+// holds, and a little more, so that no bytes are given away.
+constexpr int kRounds = 5;
+
+int run(Context& context, const Options& options) {
+  const auto start = std::chrono::steady_clock::now();
+  const Goal goal = options.goal.resolved();
+  SessionSettings settings = options.session.resolved();
+  check_output(options.output, settings.model, options.force);
+  const auto page = !options.page.empty()
+                        ? options.page
+                        : std::filesystem::path(options.output).replace_extension(".html");
+  if (!options.no_page) check_output(page, settings.model, options.force);
+  if (!options.plan.empty()) check_output(options.plan, settings.model, options.force);
+
+  MemoryWatch memory;
+  Session session(context.runtime(), settings);
+  Plan plan = session.plan(goal);
+  Model cut = session.cut(plan);
+  Comparison proof = session.prove(plan, cut);
+  std::vector<std::string> notes;
+  double correction = 1;
+  for (int round = 1; goal.max_kl && round < kRounds; ++round) {
+    const double measured = proof.kl_mean.value, wanted = *goal.max_kl;
+    if (measured <= wanted && measured >= 0.97 * wanted) break;
+    if (measured <= wanted && round == kRounds - 1) break;
+    notes.push_back(fmt::format(
+        "plan {}: {} bytes, predicted KL {:.4f}, measured {:.4f}, asked {:.4f}: planned again with "
+        "what was measured",
+        round, plan.predicted_bytes, plan.predicted_kl, measured, wanted));
+    context.note(notes.back());
+    correction *= std::max(1e-3, measured / plan.predicted_kl);
+    Plan next = session.plan(goal, correction);
+    if (to_json(next) == to_json(plan)) break;
+    Model next_cut = session.cut(next);
+    Comparison next_proof = session.prove(next, next_cut);
+    // A smaller file that misses the bound is no answer where the last one held.
+    if (next_proof.kl_mean.value > wanted && measured <= wanted) break;
+    plan = std::move(next);
+    cut = std::move(next_cut);
+    proof = std::move(next_proof);
+  }
+  session.write(options.output, cut, plan, proof);
+  if (!options.plan.empty()) write_text(options.plan, to_json(plan));
+
+  Report report = session.report(plan, cut, proof);
+  report.output = options.output.string();
+  report.output_sha256 = mt::model_sha256(options.output);
+  session.measure_largest(report, cut, 12);
+  if (options.frontier > 0) report.frontier = session.frontier(options.frontier);
+  report.notes = notes;
+  if (!plan.note.empty()) report.notes.push_back(plan.note);
+  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  report.peak_memory_bytes = memory.peak_bytes();
+  if (!options.no_page) write_text(page, html_page(report));
+
+  if (context.json)
+    context.print(to_json(report) + "\n");
+  else
+    context.print(
+        terminal_report(report, {.width = context.out.is_terminal ? context.out.width() : 100,
+                                 .colour = context.out.colour,
+                                 .max_places = 12}));
+  if (!context.json && !options.no_page) context.print("page: " + printable(page.string()) + "\n");
+  if (goal.max_kl && proof.kl_mean.value > *goal.max_kl) {
+    context.note(fmt::format("the bound does not hold: measured {:.4f}, asked {:.4f}",
+                             proof.kl_mean.value, *goal.max_kl));
+    return exit_check_failed;
+  }
+  return exit_done;
+}
+
+Run add(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  options->session.declare(app);
+  options->goal.declare(app);
+  app.add_option("-o,--output", options->output, "The GGUF file to write")
+      ->required()
+      ->type_name("FILE");
+  app.add_flag("--force", options->force, "Overwrite what exists");
+  app.add_option("--page", options->page, "The HTML page (default: the output's name with .html)")
+      ->type_name("FILE");
+  app.add_flag("--no-page", options->no_page, "Write no HTML page");
+  app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
+  app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")
+      ->check(CLI::Range(0, 200))
+      ->type_name("N");
+  return [options](Context& context) { return run(context, *options); };
+}
+
+}  // namespace
+
+const Command compress_command = {
+    .name = "compress",
+    .summary = "Cut a model to a size, a loss or a format, and prove what it cost",
+    .examples =
+        "microtome compress model.gguf --size 75MB -o small.gguf\n"
+        "microtome compress hf-folder/ --bpw 4.5 --text wiki.txt --text code.txt:0.3 -o "
+        "small.gguf\n"
+        "microtome compress model.gguf --max-kl 0.02 -o small.gguf --json > report.json",
+    .add = add};
+
+}  // namespace mt::cli

@@ -1,0 +1,78 @@
+#include "base/error.h"
+#include "base/files.h"
+#include "cli/session_options.h"
+#include "file/model_hash.h"
+
+namespace mt::cli {
+namespace {
+
+struct Options {
+  SessionOptions session;
+  std::filesystem::path plan, output;
+  std::string imatrix;
+  bool force = false, no_proof = false;
+};
+
+int run(Context& context, const Options& options) {
+  SessionSettings settings = options.session.resolved();
+  check_output(options.output, settings.model, options.force);
+  Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
+  settings.imatrix = options.imatrix;
+  Session session(context.runtime(), settings);
+  if (!plan.model_sha256.empty() && plan.model_sha256 != session.model_sha256())
+    throw_error("{}: made for another model: expected SHA-256 {}, {} has {}", options.plan.string(),
+                plan.model_sha256, settings.model.string(), session.model_sha256());
+  Model cut = session.cut(plan);
+  std::optional<Comparison> proof;
+  if (!options.no_proof) proof = session.prove(plan, cut);
+  session.write(options.output, cut, plan, proof);
+  const auto bytes = static_cast<int64_t>(std::filesystem::file_size(options.output));
+  if (context.json) {
+    Json result = {{"output", options.output.string()},
+                   {"bytes", bytes},
+                   {"sha256", mt::model_sha256(options.output)},
+                   {"predicted_kl", plan.predicted_kl}};
+    if (proof)
+      result["measured"] = {{"kl_mean", proof->kl_mean.value},
+                            {"kl_low", proof->kl_mean.low},
+                            {"kl_high", proof->kl_mean.high},
+                            {"same_top", proof->same_top.value}};
+    context.print_json(result);
+    return exit_done;
+  }
+  context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
+  if (proof)
+    context.print(
+        fmt::format("mean KL {:.4f} ({:.4f} to {:.4f}) nats a token, predicted {:.4f}; same top "
+                    "token {:.1f} %\n",
+                    proof->kl_mean.value, proof->kl_mean.low, proof->kl_mean.high,
+                    plan.predicted_kl, 100 * proof->same_top.value));
+  return exit_done;
+}
+
+Run add(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  options->session.declare(app);
+  app.add_option("PLAN", options->plan, "A plan as 'microtome plan' writes it")->required();
+  app.add_option("-o,--output", options->output, "The GGUF file to write")
+      ->required()
+      ->type_name("FILE");
+  app.add_flag("--force", options->force, "Overwrite what exists");
+  app.add_option("--imatrix", options->imatrix,
+                 "Weigh rounding errors by this importance matrix instead of a profile")
+      ->type_name("FILE");
+  app.add_flag("--no-proof", options->no_proof, "Do not measure the loss");
+  return [options](Context& context) { return run(context, *options); };
+}
+
+}  // namespace
+
+const Command cut_command = {
+    .name = "cut",
+    .summary = "Carry out a plan: write the smaller file",
+    .examples =
+        "microtome cut model.gguf plan.json -o small.gguf\n"
+        "microtome cut model.gguf plan.json --imatrix model.imatrix.gguf --no-proof -o small.gguf",
+    .add = add};
+
+}  // namespace mt::cli

@@ -1,0 +1,92 @@
+#include "base/error.h"
+#include "cli/session_options.h"
+#include "plan/tensor_types.h"
+
+namespace mt::cli {
+namespace {
+
+struct Options {
+  SessionOptions session;
+  GoalOptions goal;
+  std::filesystem::path output, tensor_types;
+  bool force = false;
+  int frontier = 0;
+};
+
+int show_frontier(Context& context, Session& session, int points) {
+  auto curve = session.frontier(points);
+  if (context.json) {
+    Json list = Json::array();
+    for (const auto& p : curve)
+      list.push_back({{"bytes", p.bytes},
+                      {"bits_per_weight", p.bits_per_weight},
+                      {"predicted_kl", p.predicted_kl}});
+    context.print_json({{"frontier", list}});
+    return exit_done;
+  }
+  Table table({{"bytes", Table::Align::right},
+               {"bits/weight", Table::Align::right},
+               {"predicted KL", Table::Align::right}});
+  for (const auto& p : curve)
+    table.row({grouped(p.bytes), fmt::format("{:.3f}", p.bits_per_weight),
+               fmt::format("{:.4f}", p.predicted_kl)});
+  context.print(table.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour));
+  return exit_done;
+}
+
+int run(Context& context, const Options& options) {
+  SessionSettings settings = options.session.resolved();
+  std::optional<Goal> goal;
+  if (options.frontier == 0) goal = options.goal.resolved();
+  for (const auto& file : {options.output, options.tensor_types})
+    if (!file.empty()) check_output(file, settings.model, options.force);
+  Session session(context.runtime(), settings);
+  if (!goal) return show_frontier(context, session, options.frontier);
+
+  Plan plan = session.plan(*goal);
+  if (!options.tensor_types.empty()) write_text(options.tensor_types, tensor_type_file(plan));
+  if (!options.output.empty()) write_text(options.output, to_json(plan));
+  if (context.json || options.output.empty()) {
+    context.print(to_json(plan) + "\n");
+    return exit_done;
+  }
+  context.print(fmt::format(
+      "{}: {} bytes, predicted KL {:.4f} nats a token (optimality gap {:.2g})\nplan: {}\n",
+      printable(plan.goal), grouped(plan.predicted_bytes), plan.predicted_kl, plan.optimality_gap,
+      printable(options.output.string())));
+  return exit_done;
+}
+
+Run add(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  options->session.declare(app);
+  options->goal.declare(app);
+  app.add_option("-o,--output", options->output, "Write the plan here (default: standard output)")
+      ->type_name("FILE");
+  app.add_option("--tensor-types", options->tensor_types,
+                 "Write the plan for llama.cpp's quantizer (its --tensor-type-file)")
+      ->type_name("FILE");
+  app.add_flag("--force", options->force, "Overwrite what exists");
+  app.add_option("--frontier", options->frontier,
+                 "Show the best predicted loss at N sizes instead of one plan")
+      ->expected(0, 1)
+      ->default_str("12")
+      ->check(CLI::Range(2, 200))
+      ->type_name("N");
+  return [options, &app](Context& context) {
+    if (app.get_option("--frontier")->count() && options->frontier == 0) options->frontier = 12;
+    return run(context, *options);
+  };
+}
+
+}  // namespace
+
+const Command plan_command = {.name = "plan",
+                              .summary = "Decide the format of every tensor for a size or a loss",
+                              .examples =
+                                  "microtome plan model.gguf --size 75MB -o plan.json\n"
+                                  "microtome plan model.gguf --bpw 4.0 --tensor-types types.txt\n"
+                                  "microtome plan model.gguf --frontier 12",
+                              .add = add};
+
+}  // namespace mt::cli

@@ -1,0 +1,88 @@
+#include <algorithm>
+#include <map>
+
+#include "cli/session_options.h"
+#include "compress/corrections.h"
+#include "file/imatrix.h"
+
+namespace mt::cli {
+namespace {
+
+struct Options {
+  SessionOptions session;
+  std::filesystem::path imatrix;
+  bool force = false;
+};
+
+int run(Context& context, const Options& options) {
+  SessionSettings settings = options.session.resolved();
+  if (!options.imatrix.empty()) check_output(options.imatrix, settings.model, options.force);
+  Session session(context.runtime(), settings);
+  const Problem& problem = session.problem();
+  if (!options.imatrix.empty()) write_imatrix(options.imatrix, session.imatrix());
+
+  Json places = Json::array();
+  Table table({{"place"},
+               {"measured/predicted", Table::Align::right},
+               {"about 8 bits", Table::Align::right},
+               {"about 4", Table::Align::right},
+               {"smallest", Table::Align::right}});
+  for (size_t i = 0; i < problem.places.size(); ++i) {
+    const Place& place = problem.places[i];
+    Json losses = Json::object();
+    for (const Option& o : place.options) losses[std::string(name(o.dtype))] = o.loss;
+    places.push_back(
+        {{"place", place.name}, {"correction", session.corrections()[i]}, {"loss", losses}});
+    auto near = [&](double bits) {
+      return *std::min_element(place.options.begin(), place.options.end(),
+                               [&](const Option& a, const Option& b) {
+                                 return std::abs(info(a.dtype).bits_per_weight() - bits) <
+                                        std::abs(info(b.dtype).bits_per_weight() - bits);
+                               });
+    };
+    auto cell = [&](double bits) {
+      const Option o = near(bits);
+      return fmt::format("{:.1e} {}", o.loss, name(o.dtype));
+    };
+    table.row({printable(place.name), fmt::format("{:.2f}", session.corrections()[i]), cell(8.5),
+               cell(4.5), cell(0)});
+  }
+  if (context.json) {
+    context.print_json({{"model_sha256", session.model_sha256()},
+                        {"calibration", session.calibration().name},
+                        {"calibration_sha256", session.calibration().sha256},
+                        {"db", session.db_path().string()},
+                        {"tokens", session.profile().n_tokens},
+                        {"places", places}});
+    return exit_done;
+  }
+  context.print("Loss of each place alone, KL in nats a token, by format\n" +
+                table.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour));
+  context.print(fmt::format("\n{} tokens {}; kept in {}\n", grouped(session.profile().n_tokens),
+                            printable(session.calibration().name),
+                            printable(session.db_path().string())));
+  return exit_done;
+}
+
+Run add(CLI::App& app) {
+  auto options = std::make_shared<Options>();
+  options->session.declare(app);
+  app.add_option("--imatrix", options->imatrix,
+                 "Write the importance matrix for llama.cpp's quantizer too")
+      ->type_name("FILE");
+  app.add_flag("--force", options->force, "Overwrite what exists");
+  return [options](Context& context) { return run(context, *options); };
+}
+
+}  // namespace
+
+const Command profile_command = {
+    .name = "profile",
+    .summary = "Measure what each tensor's rounding would cost",
+    .examples =
+        "microtome profile model.gguf\n"
+        "microtome profile model.gguf --text wiki.txt --text code.txt:0.5\n"
+        "microtome profile model.gguf --imatrix model.imatrix.gguf",
+    .add = add};
+
+}  // namespace mt::cli

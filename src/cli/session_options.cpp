@@ -1,0 +1,118 @@
+#include "cli/session_options.h"
+
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/files.h"
+#include "plan/ask.h"
+
+namespace mt::cli {
+
+void SessionOptions::declare(CLI::App& app) {
+  app.add_option("MODEL", settings.model,
+                 "A GGUF file, a safetensors file or a Hugging Face folder")
+      ->required();
+  app.add_option("--text", settings.texts,
+                 "Plain text to calibrate on, FILE or FILE:WEIGHT; may be repeated (default: text "
+                 "sampled from the model itself)")
+      ->type_name("FILE");
+  app.add_option("--db", settings.db,
+                 "Where measurements are kept (default: MODEL.microtome.db, or the cache folder "
+                 "where that cannot be written)")
+      ->type_name("FILE");
+  app.add_option("--n-ctx", settings.n_ctx, "Tokens in a calibration window (default: 512, or 256)")
+      ->check(CLI::Range(8, 1 << 20))
+      ->type_name("N");
+  app.add_option("--windows", settings.n_windows,
+                 "Calibration windows (default: 24, or 36 of sampled text)")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
+  app.add_option("--proof-windows", settings.n_proof_windows,
+                 "Windows set aside for the proof (default: 12)")
+      ->check(CLI::Range(1, 1 << 20))
+      ->type_name("N");
+  app.add_option("--seed", settings.seed, "Of everything that is drawn (default: 1)")
+      ->type_name("N");
+  app.add_option("--types", types,
+                 "Formats to choose from: \"Q4_0,Q8_0\", \"+Q2_0\", \"-IQ4_XS\", \"all\" (default: "
+                 "those that today's readers load and run fast)")
+      ->type_name("LIST");
+  app.add_option("--measured", settings.n_measured,
+                 "Places whose loss is measured and not only predicted (default: 24)")
+      ->check(CLI::Range(0, 1 << 20))
+      ->type_name("N");
+}
+
+SessionSettings SessionOptions::resolved() const {
+  SessionSettings s = settings;
+  s.types = parse_types(types);
+  return s;
+}
+
+void GoalOptions::declare(CLI::App& app) {
+  size_option = app.add_option("--size", size, "Largest file: \"75MB\" (10^6), \"72MiB\" (2^20)")
+                    ->type_name("SIZE");
+  bpw_option = app.add_option("--bpw", bits_per_weight,
+                              "Largest file, in bits per weight, all of the file counted")
+                   ->check(CLI::PositiveNumber)
+                   ->type_name("BITS");
+  kl_option = app.add_option("--max-kl", max_kl,
+                             "Smallest file whose mean KL divergence is at most this, nats a token")
+                  ->check(CLI::PositiveNumber)
+                  ->type_name("KL");
+  type_option = app.add_option("--type", type, "Every map in this one format, for comparison")
+                    ->type_name("TYPE");
+}
+
+Goal GoalOptions::resolved() const {
+  Goal g;
+  int n = 0;
+  if (size_option->count() && ++n) {
+    g.bytes = parse_size(size);
+    g.text = "--size " + size;
+  }
+  if (bpw_option->count() && ++n) {
+    g.bits_per_weight = bits_per_weight;
+    g.text = fmt::format("--bpw {}", bits_per_weight);
+  }
+  if (kl_option->count() && ++n) {
+    g.max_kl = max_kl;
+    g.text = fmt::format("--max-kl {}", max_kl);
+  }
+  if (type_option->count() && ++n) {
+    auto dtype = dtype_from_name(type);
+    if (!dtype)
+      throw_error("--type: '{}' is no format; 'microtome inspect' lists those of a file", type);
+    g.uniform = *dtype;
+    g.text = "--type " + std::string(name(*dtype));
+  }
+  if (n != 1)
+    throw Error(n == 0 ? "say what to aim for: --size 75MB, --bpw 4.0, --max-kl 0.02 or --type Q4_0"
+                       : "--size, --bpw, --max-kl and --type are four goals: give one of them");
+  return g;
+}
+
+void check_output(const std::filesystem::path& output, const std::filesystem::path& input,
+                  bool force) {
+  std::error_code none;
+  if (std::filesystem::exists(output, none)) {
+    if (std::filesystem::equivalent(output, input, none))
+      throw_error("{}: is the input; name another file with -o", output.string());
+    if (std::filesystem::is_directory(output, none))
+      throw_error("{}: is a folder; name a file with -o", output.string());
+    if (!force) throw_error("{}: exists; overwrite it with --force", output.string());
+  }
+  auto folder = output.parent_path().empty() ? std::filesystem::path(".") : output.parent_path();
+  if (!std::filesystem::is_directory(folder, none))
+    throw_error("{}: the folder {} does not exist", output.string(), folder.string());
+  if (::access(folder.c_str(), W_OK) != 0)
+    throw_error("{}: the folder {} cannot be written", output.string(), folder.string());
+}
+
+void write_text(const std::filesystem::path& path, const std::string& text) {
+  AtomicFile file(path);
+  file.write(text);
+  file.commit();
+}
+
+}  // namespace mt::cli

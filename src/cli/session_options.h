@@ -1,0 +1,38 @@
+#pragma once
+#include "cli/command.h"
+#include "compress/session.h"
+
+namespace mt::cli {
+
+// What profile, plan, cut and compress share: the model, the calibration text, the database, the
+// formats.
+struct SessionOptions {
+  SessionSettings settings;
+  std::string types = "default";
+  void declare(CLI::App& app);
+  // After parsing. Throws Error for a list of formats that does not parse.
+  SessionSettings resolved() const;
+};
+
+// What a plan is asked for.
+struct GoalOptions {
+  std::string size, type;
+  double bits_per_weight = 0, max_kl = 0;
+  CLI::Option* size_option = nullptr;
+  CLI::Option* bpw_option = nullptr;
+  CLI::Option* kl_option = nullptr;
+  CLI::Option* type_option = nullptr;
+  void declare(CLI::App& app);
+  // Throws Error unless exactly one goal is given.
+  Goal resolved() const;
+};
+
+// Throws Error, before any work is done, where `output` is the input, exists without `force`, or
+// lies in no folder that can be written.
+void check_output(const std::filesystem::path& output, const std::filesystem::path& input,
+                  bool force);
+
+// A text file, whole or not at all.
+void write_text(const std::filesystem::path& path, const std::string& text);
+
+}  // namespace mt::cli
