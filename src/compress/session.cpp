@@ -237,9 +237,6 @@ Plan Session::plan(const Goal& goal, double correction) {
   const Problem& p = problem();
   SolveSettings settings;
   settings.hint = "more formats are offered with --types all";
-  int64_t n_weights = 0;
-  for (const LinearMap* map : linear_maps(*model_))
-    n_weights += map->weight.rows * map->weight.cols;
   Solution s;
   if (goal.uniform)
     s = uniform(p, *goal.uniform, settings);

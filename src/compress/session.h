@@ -25,6 +25,7 @@ struct SessionSettings {
   uint64_t seed = 1;
   std::vector<Dtype> types;  // that the plan may choose from
   int64_t n_measured = 24;   // places whose loss is measured, not only predicted
+  std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
 
 // What a goal asks for: exactly one is set.
