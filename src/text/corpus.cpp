@@ -55,10 +55,10 @@ TextSource parse_text_source(const std::string& argument) {
   return {argument.substr(0, colon), weight};
 }
 
-Windows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
+TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
                         const std::string& name, int64_t n_ctx, int64_t most) {
   if (n_ctx < 2) throw_error("windows: expected at least 2 tokens a window, found {}", n_ctx);
-  Windows windows{.tokens = tokens_of(tokenizer, text),
+  TokenWindows windows{.tokens = tokens_of(tokenizer, text),
                   .n_ctx = n_ctx,
                   .bos = tokenizer.adds_bos(),
                   .sha256 = sha256_hex(text)};
@@ -75,13 +75,13 @@ Windows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
   return windows;
 }
 
-Windows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSource>& sources,
+TokenWindows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSource>& sources,
                          int64_t n_ctx, int64_t most) {
   if (sources.empty()) throw_error("windows: expected at least one text file, found none");
   if (sources.size() == 1)
     return windows_of_text(tokenizer, read_text_file(sources[0].path), sources[0].path.string(),
                            n_ctx, most);
-  std::vector<Windows> parts;
+  std::vector<TokenWindows> parts;
   std::string hashes;
   double weights = 0;
   for (const TextSource& s : sources) {
@@ -94,7 +94,7 @@ Windows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSourc
   for (size_t i = 0; i < parts.size(); ++i)
     total = std::min(total, static_cast<double>(parts[i].count()) * weights / sources[i].weight);
   const auto wanted = std::max<int64_t>(1, static_cast<int64_t>(total + 1e-9));
-  Windows mixed{.tokens = {}, .n_ctx = n_ctx, .bos = parts[0].bos, .sha256 = sha256_hex(hashes)};
+  TokenWindows mixed{.tokens = {}, .n_ctx = n_ctx, .bos = parts[0].bos, .sha256 = sha256_hex(hashes)};
   std::vector<int64_t> taken(parts.size(), 0);
   for (int64_t n = 0; n < wanted; ++n) {
     // The file that is furthest behind its share goes next.

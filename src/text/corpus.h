@@ -19,7 +19,7 @@ struct TextSource {
 TextSource parse_text_source(const std::string& argument);
 
 // Token ids in windows of equal length, side by side.
-struct Windows {
+struct TokenWindows {
   std::vector<int32_t> tokens;  // [count, n_ctx]
   int64_t n_ctx = 0;
   bool bos = false;    // the first token of each window is BOS
@@ -36,11 +36,11 @@ struct Windows {
 // perplexity does. The bytes are taken as they are (line ends, byte order mark). A last piece
 // shorter than n_ctx is left out. `most`: at most so many windows, 0 for all. Throws Error where
 // there is not one whole window: how many tokens there are and are needed.
-Windows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
+TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
                         const std::string& name, int64_t n_ctx, int64_t most = 0);
 // Several files: each is cut by itself; files give windows in proportion to their weights, as many
 // as the scarcest allows, mixed evenly. One file gives all it has.
-Windows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSource>& sources,
+TokenWindows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSource>& sources,
                          int64_t n_ctx, int64_t most = 0);
 
 // Multiple choice: which of the choices goes on from the query best.

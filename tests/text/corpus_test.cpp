@@ -39,7 +39,7 @@ std::string message_of(const std::function<void()>& run) {
   return "";
 }
 
-TEST(Windows, BosShiftsTheTextOnceAndReplacesEachFirstToken) {
+TEST(TokenWindows, BosShiftsTheTextOnceAndReplacesEachFirstToken) {
   const auto plain = windows_of_text(*letters(false), "ab ab ab", "t", 3);
   EXPECT_EQ(plain.tokens, (std::vector<int32_t>{0, 1, 2, 0, 1, 2}));
   const auto bos = windows_of_text(*letters(true), "ab ab ab", "t", 3);
@@ -49,7 +49,7 @@ TEST(Windows, BosShiftsTheTextOnceAndReplacesEachFirstToken) {
   EXPECT_EQ(windows_of_text(*letters(true), "ab ab ab", "t", 3, 2).count(), 2);
 }
 
-TEST(Windows, ShortTextsSayHowManyTokens) {
+TEST(TokenWindows, ShortTextsSayHowManyTokens) {
   const auto message = message_of([] { windows_of_text(*letters(false), "ab", "t.txt", 512); });
   EXPECT_NE(message.find("t.txt"), std::string::npos) << message;
   EXPECT_NE(message.find("at least 512 tokens"), std::string::npos) << message;
@@ -57,7 +57,7 @@ TEST(Windows, ShortTextsSayHowManyTokens) {
   EXPECT_THROW(windows_of_text(*letters(false), "", "t", 2), Error);
 }
 
-TEST(Windows, WeightsDecideTheShares) {
+TEST(TokenWindows, WeightsDecideTheShares) {
   const auto a = written("a.txt", std::string(400, 'a')),
              b = written("b.txt", std::string(400, 'b'));
   const auto mixed = windows_of_files(*letters(false), {{a, 3.0}, {b, 1.0}}, 4, 40);
