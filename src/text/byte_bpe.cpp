@@ -107,18 +107,18 @@ class ByteBpe final : public Tokenizer {
     const std::string& text = vocab_.text(id);
     if (vocab_.hidden(id)) return special ? text : "";
     switch (vocab_.type(id)) {
-      case TokenType::UserDefined:
+      case TokenKind::UserDefined:
         return text;
-      case TokenType::Byte:
+      case TokenKind::Byte:
         if (const int value = byte_token_value(text); value >= 0)
           return std::string(1, static_cast<char>(value));
         return "";
-      case TokenType::Normal:
+      case TokenKind::Normal:
         return bytes_of(text);
-      case TokenType::Undefined:
-      case TokenType::Unused:
-      case TokenType::Control:
-      case TokenType::Unknown:
+      case TokenKind::Undefined:
+      case TokenKind::Unused:
+      case TokenKind::Control:
+      case TokenKind::Unknown:
         return "";
     }
     return "";
@@ -321,7 +321,7 @@ class ByteBpe final : public Tokenizer {
 
   Vocab vocab_;
   SpecialTokens special_;
-  PreTokenizer pre_;
+  WordCutter pre_;
   std::array<int32_t, 256> byte_symbols_{};
   std::vector<std::string> extra_texts_;
   PairTable merges_;  // after what read_merges fills

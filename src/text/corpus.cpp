@@ -56,12 +56,12 @@ TextSource parse_text_source(const std::string& argument) {
 }
 
 TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
-                        const std::string& name, int64_t n_ctx, int64_t most) {
+                             const std::string& name, int64_t n_ctx, int64_t most) {
   if (n_ctx < 2) throw_error("windows: expected at least 2 tokens a window, found {}", n_ctx);
   TokenWindows windows{.tokens = tokens_of(tokenizer, text),
-                  .n_ctx = n_ctx,
-                  .bos = tokenizer.adds_bos(),
-                  .sha256 = sha256_hex(text)};
+                       .n_ctx = n_ctx,
+                       .bos = tokenizer.adds_bos(),
+                       .sha256 = sha256_hex(text)};
   const auto n_tokens = static_cast<int64_t>(windows.tokens.size());
   int64_t count = n_tokens / n_ctx;
   if (count < 1)
@@ -76,7 +76,7 @@ TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text
 }
 
 TokenWindows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSource>& sources,
-                         int64_t n_ctx, int64_t most) {
+                              int64_t n_ctx, int64_t most) {
   if (sources.empty()) throw_error("windows: expected at least one text file, found none");
   if (sources.size() == 1)
     return windows_of_text(tokenizer, read_text_file(sources[0].path), sources[0].path.string(),
@@ -94,7 +94,8 @@ TokenWindows windows_of_files(const Tokenizer& tokenizer, const std::vector<Text
   for (size_t i = 0; i < parts.size(); ++i)
     total = std::min(total, static_cast<double>(parts[i].count()) * weights / sources[i].weight);
   const auto wanted = std::max<int64_t>(1, static_cast<int64_t>(total + 1e-9));
-  TokenWindows mixed{.tokens = {}, .n_ctx = n_ctx, .bos = parts[0].bos, .sha256 = sha256_hex(hashes)};
+  TokenWindows mixed{
+      .tokens = {}, .n_ctx = n_ctx, .bos = parts[0].bos, .sha256 = sha256_hex(hashes)};
   std::vector<int64_t> taken(parts.size(), 0);
   for (int64_t n = 0; n < wanted; ++n) {
     // The file that is furthest behind its share goes next.

@@ -37,11 +37,11 @@ struct TokenWindows {
 // shorter than n_ctx is left out. `most`: at most so many windows, 0 for all. Throws Error where
 // there is not one whole window: how many tokens there are and are needed.
 TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
-                        const std::string& name, int64_t n_ctx, int64_t most = 0);
+                             const std::string& name, int64_t n_ctx, int64_t most = 0);
 // Several files: each is cut by itself; files give windows in proportion to their weights, as many
 // as the scarcest allows, mixed evenly. One file gives all it has.
 TokenWindows windows_of_files(const Tokenizer& tokenizer, const std::vector<TextSource>& sources,
-                         int64_t n_ctx, int64_t most = 0);
+                              int64_t n_ctx, int64_t most = 0);
 
 // Multiple choice: which of the choices goes on from the query best.
 struct Question {

@@ -84,7 +84,7 @@ std::string with_classes(std::string pattern) {
 
 }  // namespace
 
-struct PreTokenizer::Pattern {
+struct WordCutter::Pattern {
   pcre2_code* code = nullptr;
   bool jit = false;
 
@@ -101,7 +101,7 @@ struct PreTokenizer::Pattern {
   Pattern& operator=(const Pattern&) = delete;
 };
 
-PreTokenizer::PreTokenizer(const std::string& name, const std::string& path) : path_(path) {
+WordCutter::WordCutter(const std::string& name, const std::string& path) : path_(path) {
   const auto kind = kinds().find(name.empty() ? "default" : name);
   if (kind == kinds().end()) {
     std::string known;
@@ -115,9 +115,9 @@ PreTokenizer::PreTokenizer(const std::string& name, const std::string& path) : p
     patterns_.push_back(std::make_unique<Pattern>(with_classes(text)));
 }
 
-PreTokenizer::~PreTokenizer() = default;
+WordCutter::~WordCutter() = default;
 
-void PreTokenizer::split(std::string_view text, std::vector<size_t>& ends) const {
+void WordCutter::split(std::string_view text, std::vector<size_t>& ends) const {
   ends.assign(1, text.size());
   if (text.empty()) {
     ends.clear();

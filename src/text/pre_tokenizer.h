@@ -8,12 +8,12 @@
 namespace mt {
 
 // Cuts text into the words within which byte-level BPE merges.
-class PreTokenizer {
+class WordCutter {
  public:
   // `name`: the value of tokenizer.ggml.pre; `path` for messages. Throws Error for a name that is
   // not known, listing those that are.
-  PreTokenizer(const std::string& name, const std::string& path);
-  ~PreTokenizer();
+  WordCutter(const std::string& name, const std::string& path);
+  ~WordCutter();
 
   // The ends of the words, ascending, the last one text.size(). `text` must be valid UTF-8. Throws
   // Error where a pattern exceeds its limits.

@@ -67,13 +67,13 @@ class SentencePiece final : public Tokenizer {
     const std::string& text = vocab_.text(id);
     if (vocab_.hidden(id)) return special ? text : "";
     switch (vocab_.type(id)) {
-      case TokenType::UserDefined:
+      case TokenKind::UserDefined:
         return text;
-      case TokenType::Byte:
+      case TokenKind::Byte:
         if (const int value = byte_token_value(text); value >= 0)
           return std::string(1, static_cast<char>(value));
         return "";
-      case TokenType::Normal: {
+      case TokenKind::Normal: {
         std::string plain;
         for (size_t at = 0; at < text.size();) {
           if (text.compare(at, kSpaceMark.size(), kSpaceMark) == 0) {
@@ -86,10 +86,10 @@ class SentencePiece final : public Tokenizer {
         if (first && space_prefix_ && plain.starts_with(' ')) plain.erase(0, 1);
         return plain;
       }
-      case TokenType::Undefined:
-      case TokenType::Unused:
-      case TokenType::Control:
-      case TokenType::Unknown:
+      case TokenKind::Undefined:
+      case TokenKind::Unused:
+      case TokenKind::Control:
+      case TokenKind::Unknown:
         return "";
     }
     return "";

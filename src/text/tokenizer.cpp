@@ -10,9 +10,10 @@ std::unique_ptr<Tokenizer> Tokenizer::open(const TensorFile& file) {
   const std::string model = file.need_string("tokenizer.ggml.model");
   if (model == "gpt2") return open_byte_bpe(file);
   if (model == "llama") return open_sentencepiece(file);
+  if (model == "bert") return open_word_piece(file);
   throw_error(
       "{}: metadata 'tokenizer.ggml.model': unknown tokenizer '{}'; known: gpt2 (byte-level BPE), "
-      "llama (SentencePiece)",
+      "llama (SentencePiece), bert (WordPiece)",
       file.path, model);
 }
 

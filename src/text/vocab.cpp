@@ -80,13 +80,13 @@ Vocab::Vocab(const TensorFile& file, const std::string& family) : path(file.path
     for (size_t i = 0; i < n; ++i)
       scores[i] = std::isnan(values[i]) ? -INFINITY : static_cast<float>(values[i]);
   }
-  types.assign(n, TokenType::Normal);
+  types.assign(n, TokenKind::Normal);
   if (auto v = file.get_numbers("tokenizer.ggml.token_type")) {
     const auto values = checked("tokenizer.ggml.token_type", std::move(*v));
     for (size_t i = 0; i < n; ++i)
       types[i] = values[i] >= 0 && values[i] <= 6
-                     ? static_cast<TokenType>(static_cast<uint8_t>(values[i]))
-                     : TokenType::Undefined;
+                     ? static_cast<TokenKind>(static_cast<uint8_t>(values[i]))
+                     : TokenKind::Undefined;
   }
   ids.reserve(n);
   for (size_t i = 0; i < n; ++i) {
@@ -100,25 +100,25 @@ Vocab::Vocab(const TensorFile& file, const std::string& family) : path(file.path
     bos = given(1), eos = given(2), unknown = given(0);
   } else if (family == "bert") {
     bos = given(101), unknown = given(100), separator = given(102);
-  } else if (given(11) >= 0 && type(11) == TokenType::Control) {
+  } else if (given(11) >= 0 && type(11) == TokenKind::Control) {
     // Readers give id 11 to byte-level files that name no BOS or EOS: Falcon's <|endoftext|>. In
     // other vocabularies 11 is an ordinary token, and a text must not end at it.
     bos = eos = 11;
   }
   ends.assign(n, false);
   mark_by_text();
-  read_special_ids(file);
+  read_special_ids(file, family);
 
   strips_right.assign(n, false);
   std::string name = file.get_string("general.name").value_or("");
   for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   if (name.find("phi-3") != std::string::npos || name.find("phi3") != std::string::npos)
     for (size_t i = 0; i < n; ++i)
-      strips_right[i] = (types[i] == TokenType::UserDefined || hidden(static_cast<int32_t>(i))) &&
+      strips_right[i] = (types[i] == TokenKind::UserDefined || hidden(static_cast<int32_t>(i))) &&
                         texts[i] != "<unk>" && texts[i] != "<s>" && texts[i] != "<|endoftext|>";
 }
 
-void Vocab::read_special_ids(const TensorFile& file) {
+void Vocab::read_special_ids(const TensorFile& file, const std::string& family) {
   const auto read = [&](const char* name, int32_t& id) {
     const std::string key = std::string("tokenizer.ggml.") + name + "_token_id";
     const auto value = file.get_int(key);
@@ -128,11 +128,13 @@ void Vocab::read_special_ids(const TensorFile& file) {
                   *value);
     id = static_cast<int32_t>(*value);
   };
+  if (family == "bert") read("cls", bos);
   read("bos", bos);
   read("eos", eos);
   read("unknown", unknown);
   read("seperator", separator);  // the name is misspelt in the format's first files
   read("separator", separator);
+  if (family == "bert" && eos < 0) eos = separator;
   for (const char* name : {"eot", "eom", "fim_pad", "fim_rep", "fim_sep"}) {
     int32_t id = -1;
     read(name, id);
@@ -145,10 +147,10 @@ void Vocab::mark_by_text() {
   for (size_t i = 0; i < texts.size(); ++i) {
     const std::string_view t = texts[i];
     if (kEnds.contains(t)) ends[i] = true;
-    if (ends[i] || kMiddle.contains(t)) types[i] = TokenType::Control;
+    if (ends[i] || kMiddle.contains(t)) types[i] = TokenKind::Control;
     // Channel markers of the harmony format are part of what the user reads.
     if (t == "<|channel|>" || t == "<|message|>" || t == "<|start|>" || t == "<|constrain|>")
-      types[i] = TokenType::UserDefined;
+      types[i] = TokenKind::UserDefined;
   }
   // There "<|end|>" closes a channel, not the answer.
   const auto has = [&](std::string_view t) { return find(t) >= 0; };
@@ -156,14 +158,14 @@ void Vocab::mark_by_text() {
       end >= 0 && ((has("<|return|>") && (has("<|call|>") || has("<|calls|>"))) ||
                    (has("<|flush|>") && (has("<|call|>") || has("<|calls|>"))))) {
     ends[static_cast<size_t>(end)] = false;
-    types[static_cast<size_t>(end)] = TokenType::UserDefined;
+    types[static_cast<size_t>(end)] = TokenKind::UserDefined;
   }
 }
 
 SpecialTokens::SpecialTokens(const Vocab& vocab) : vocab_(vocab) {
   std::vector<int32_t> user_defined, all;
   for (int32_t id = 0; id < vocab.size(); ++id) {
-    const bool user = vocab.type(id) == TokenType::UserDefined;
+    const bool user = vocab.type(id) == TokenKind::UserDefined;
     const std::string& text = vocab.text(id);
     if ((!user && !vocab.hidden(id)) || text.empty()) continue;
     if (text.size() > kLongestSpecial)

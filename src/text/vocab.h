@@ -11,7 +11,7 @@
 namespace mt {
 
 // The numbers are those of tokenizer.ggml.token_type.
-enum class TokenType : uint8_t {
+enum class TokenKind : uint8_t {
   Undefined = 0,
   Normal = 1,
   Unknown = 2,
@@ -32,7 +32,7 @@ struct Vocab {
   std::string path;  // for messages
   std::vector<std::string> texts;
   std::vector<float> scores;  // 0 where the file has none
-  std::vector<TokenType> types;
+  std::vector<TokenKind> types;
   std::unordered_map<std::string_view, int32_t> ids;  // the last of equal texts
   std::vector<bool> ends;                             // end of generation
   std::vector<bool> strips_right;  // swallows white space after it (Phi-3's special tokens)
@@ -46,15 +46,15 @@ struct Vocab {
     const auto it = ids.find(text);
     return it == ids.end() ? -1 : it->second;
   }
-  TokenType type(int32_t id) const { return types[static_cast<size_t>(id)]; }
+  TokenKind type(int32_t id) const { return types[static_cast<size_t>(id)]; }
   const std::string& text(int32_t id) const { return texts[static_cast<size_t>(id)]; }
   // Control and unknown tokens: what ordinary text must never become.
   bool hidden(int32_t id) const {
-    return type(id) == TokenType::Control || type(id) == TokenType::Unknown;
+    return type(id) == TokenKind::Control || type(id) == TokenKind::Unknown;
   }
 
  private:
-  void read_special_ids(const TensorFile& file);
+  void read_special_ids(const TensorFile& file, const std::string& family);
   void mark_by_text();
 };
 
