@@ -9,6 +9,7 @@
 #include "measure/eval.h"
 #include "measure/qa.h"
 #include "model/open.h"
+#include "text/corpus.h"
 #include "text/tokenizer.h"
 
 namespace mt::cli {
@@ -21,38 +22,6 @@ struct Options {
   uint64_t seed = 1;
   bool force = false;
 };
-
-struct Corpus {
-  std::string name, sha256;
-  Windows windows;
-};
-
-// Windows of n_ctx tokens, none overlapping, the rest at the end left out; where the model starts
-// texts with BOS it stands in place of each window's first token (as the field's figures have it).
-Corpus read_corpus(const Options& options, const Tokenizer& tokenizer) {
-  std::string text = read_text_file(options.text);
-  Corpus corpus{.name = std::filesystem::path(options.text).filename().string(),
-                .sha256 = sha256_hex(text),
-                .windows = {}};
-  std::vector<int32_t> ids;
-  bool bos = tokenizer.adds_bos() && tokenizer.bos() >= 0;
-  if (bos) ids.push_back(tokenizer.bos());
-  auto more = tokenizer.encode(text, false);
-  ids.insert(ids.end(), more.begin(), more.end());
-  int64_t n = std::ssize(ids) / options.n_ctx;
-  if (n == 0)
-    throw_error(
-        "{}: expected at least --n-ctx {} tokens, found {}: give more text or a smaller "
-        "--n-ctx",
-        options.text, options.n_ctx, ids.size());
-  if (options.n_windows > 0) n = std::min(n, options.n_windows);
-  for (int64_t w = 0; w < n; ++w) {
-    auto first = ids.begin() + w * options.n_ctx;
-    corpus.windows.emplace_back(first, first + options.n_ctx);
-    if (bos) corpus.windows.back()[0] = tokenizer.bos();
-  }
-  return corpus;
-}
 
 void check_same_tokens(const Model& model, const Model& base) {
   const auto* a = model.file->get_strings("tokenizer.ggml.tokens");
@@ -138,13 +107,13 @@ std::string table(const Context& context, const QaResult& r, const std::string& 
          t.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour);
 }
 
-void write_logits(const Runtime& rt, const Model& model, const Corpus& corpus, Path path,
+void write_logits(const Runtime& rt, const Model& model, const Windows& windows, Path path,
                   const Options& options) {
   if (!options.force && std::filesystem::exists(options.logits))
     throw_error("{}: exists; --force overwrites it", options.logits);
   AtomicFile file(options.logits);
-  Progress progress("writing logits", corpus.windows.size());
-  for (const auto& window : corpus.windows) {
+  Progress progress("writing logits", windows.size());
+  for (const auto& window : windows) {
     window_logits(rt, model, window, path, [&](ConstMatrix rows) {
       file.write(std::as_bytes(std::span(rows.data, static_cast<size_t>(rows.rows * rows.cols))));
     });
@@ -190,17 +159,23 @@ int run(Context& context, const Options& options) {
       check_same_tokens(model, *base);
       out["against"] = options.against;
     }
-    Corpus corpus = read_corpus(options, *tokenizer);
+    TokenWindows text_windows = windows_of_text(*tokenizer, read_text_file(options.text),
+                                                options.text, options.n_ctx, options.n_windows);
+    Windows windows;
+    for (int64_t w = 0; w < text_windows.count(); ++w) {
+      auto ids = text_windows.window(w);
+      windows.emplace_back(ids.begin(), ids.end());
+    }
     const Runtime& rt = context.runtime();
-    if (!options.logits.empty()) write_logits(rt, model, corpus, path, options);
+    if (!options.logits.empty()) write_logits(rt, model, windows, path, options);
     EvalOptions eval;
     eval.path = path;
     eval.seed = options.seed;
     eval.label = against ? "measuring both models" : "measuring perplexity";
-    Comparison c = base ? compare(rt, *base, model, corpus.windows, eval)
-                        : perplexity(rt, model, corpus.windows, eval);
-    c.corpus = corpus.name;
-    c.corpus_sha256 = corpus.sha256;
+    Comparison c =
+        base ? compare(rt, *base, model, windows, eval) : perplexity(rt, model, windows, eval);
+    c.corpus = std::filesystem::path(options.text).filename().string();
+    c.corpus_sha256 = text_windows.sha256;
     out.update(to_json(c, against));
     text += table(context, c, against);
     if (options.max_kl >= 0) {
@@ -212,7 +187,9 @@ int run(Context& context, const Options& options) {
     }
   }
   if (!options.qa.empty()) {
-    auto questions = read_questions(options.qa, options.limit);
+    std::vector<Question> questions = read_questions(options.qa).questions;
+    if (options.limit > 0 && std::ssize(questions) > options.limit)
+      questions.resize(static_cast<size_t>(options.limit));
     QaResult r = answer_questions(context.runtime(), model, *tokenizer, questions,
                                   {.path = path, .separator = unescape(options.separator)});
     out["qa"] = to_json(r);

@@ -71,6 +71,7 @@ struct Command {
 };
 
 extern const Command inspect_command;
+extern const Command generate_command;
 extern const Command eval_command;
 extern const Command profile_command;
 extern const Command plan_command;

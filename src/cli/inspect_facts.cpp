@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "cli/terminal.h"
 #include "model/open.h"
+#include "text/chat.h"
 
 namespace mt::cli {
 namespace {
@@ -193,6 +194,10 @@ Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, ThreadPool&
   count_tensors(*file, facts);
   read_sizes(*file, facts);
   read_tokenizer(*file, facts);
+  if (file->find_meta("tokenizer.chat_template")) {
+    facts.chat = chat_family(*file);
+    if (facts.chat.empty()) facts.chat = "unknown";
+  }
   for (const auto& [key, value] : file->metadata)
     if (key.starts_with("microtome.")) facts.receipt.emplace_back(key, describe(value));
   try {

@@ -14,8 +14,8 @@ namespace mt::cli {
 namespace {
 
 const Command* const commands[] = {
-    &inspect_command, &eval_command, &profile_command,
-    &plan_command,    &cut_command,  &compress_command,
+    &inspect_command, &generate_command, &eval_command,     &profile_command,
+    &plan_command,    &cut_command,      &compress_command,
 };
 
 void add_common_options(CLI::App& app, Context& context) {

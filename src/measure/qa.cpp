@@ -2,63 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
-#include "base/checked.h"
 #include "base/error.h"
-#include "base/files.h"
 #include "base/progress.h"
 #include "measure/eval.h"
 
 namespace mt {
 namespace {
-
-using nlohmann::json;
-
-std::string text_of(const json& object, const char* field, const std::string& where) {
-  auto it = object.find(field);
-  if (it == object.end()) throw_error("{}: '{}' is missing", where, field);
-  if (!it->is_string())
-    throw_error("{}: '{}': expected text, found {}", where, field, it->type_name());
-  return it->get<std::string>();
-}
-
-Question plain_question(const json& object, const std::string& where) {
-  if (!object.is_object())
-    throw_error("{}: expected an object, found {}", where, object.type_name());
-  Question q{.query = text_of(object, "query", where), .choices = {}, .gold = 0};
-  auto choices = object.find("choices");
-  if (choices == object.end() || !choices->is_array() || choices->empty())
-    throw_error("{}: 'choices': expected a list of texts", where);
-  for (const json& c : *choices) {
-    if (!c.is_string())
-      throw_error("{}: 'choices': expected texts, found {}", where, c.type_name());
-    q.choices.push_back(c.get<std::string>());
-  }
-  auto gold = object.find("gold");
-  if (gold == object.end() || !gold->is_number_integer())
-    throw_error("{}: 'gold': expected the number of the right choice", where);
-  q.gold = gold->get<int64_t>();
-  if (q.gold < 0 || q.gold >= std::ssize(q.choices))
-    throw_error("{}: 'gold': expected 0..{}, found {}", where, q.choices.size() - 1, q.gold);
-  return q;
-}
-
-// The targets' order in the file is kept: nlohmann's ordered_json is used for reading them.
-Question targets_question(const nlohmann::ordered_json& object, const std::string& where) {
-  auto question = object.find("question");
-  auto targets = object.find("mc1_targets");
-  if (!object.is_object() || question == object.end() || !question->is_string() ||
-      targets == object.end() || !targets->is_object())
-    throw_error("{}: expected an object with 'question' and 'mc1_targets'", where);
-  Question q{.query = question->get<std::string>(), .choices = {}, .gold = -1};
-  for (const auto& [choice, right] : targets->items()) {
-    if (right.is_number() && right.get<double>() == 1) q.gold = std::ssize(q.choices);
-    q.choices.push_back(choice);
-  }
-  if (q.gold < 0) throw_error("{}: 'mc1_targets': none of the choices is marked 1", where);
-  return q;
-}
 
 // A question in ids: what all choices begin with, and where each choice's own score starts.
 struct Encoded {
@@ -184,35 +134,6 @@ class Scorer {
 };
 
 }  // namespace
-
-std::vector<Question> read_questions(const std::filesystem::path& path, int64_t limit) {
-  std::string text = read_text_file(path);
-  std::vector<Question> questions;
-  auto full = [&] { return limit > 0 && std::ssize(questions) >= limit; };
-  size_t first = text.find_first_not_of(" \t\r\n");
-  if (first != std::string::npos && text[first] == '[') {
-    auto list = nlohmann::ordered_json::parse(text, nullptr, false);
-    if (list.is_discarded()) throw_error("{}: not valid JSON", path.string());
-    for (size_t i = 0; i < list.size() && !full(); ++i)
-      questions.push_back(
-          targets_question(list[i], fmt::format("{}: question {}", path.string(), i + 1)));
-  } else {
-    int64_t line = 0;
-    for (size_t at = 0; at < text.size() && !full();) {
-      size_t end = std::min(text.find('\n', at), text.size());
-      std::string one = text.substr(at, end - at);
-      at = end + 1;
-      ++line;
-      if (one.find_first_not_of(" \t\r") == std::string::npos) continue;
-      std::string where = fmt::format("{}: line {}", path.string(), line);
-      json object = json::parse(one, nullptr, false);
-      if (object.is_discarded()) throw_error("{}: not valid JSON", where);
-      questions.push_back(plain_question(object, where));
-    }
-  }
-  if (questions.empty()) throw_error("{}: no question found", path.string());
-  return questions;
-}
 
 QaResult answer_questions(const Runtime& rt, const Model& model, const Tokenizer& tokenizer,
                           const std::vector<Question>& questions, const QaOptions& options) {

@@ -1,24 +1,13 @@
 #pragma once
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <vector>
 
 #include "run/forward.h"
+#include "text/corpus.h"
 #include "text/tokenizer.h"
 
 namespace mt {
-
-struct Question {
-  std::string query;
-  std::vector<std::string> choices;
-  int64_t gold = 0;
-};
-
-// One JSON object a line with "query" (text), "choices" (texts) and "gold" (index), or one JSON
-// array of objects with "question" and "mc1_targets" (text -> 0 or 1; one is right). Throws Error
-// naming file, line and field. limit > 0: only the first ones.
-std::vector<Question> read_questions(const std::filesystem::path& path, int64_t limit = 0);
 
 struct QaOptions {
   Path path = Path::exact;

@@ -1,4 +1,4 @@
-#include "cli/session.h"
+#include "cli/generator.h"
 
 #include <algorithm>
 #include <chrono>
@@ -16,11 +16,11 @@ double seconds_since(Clock::time_point start) {
 }
 }  // namespace
 
-Session::Session(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
-                 int64_t n_ctx)
+Generator::Generator(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
+                     int64_t n_ctx)
     : rt_(rt), model_(model), tokenizer_(tokenizer), path_(path), cache_(model, 1, n_ctx) {}
 
-std::vector<int32_t> Session::encode(const std::string& text) const {
+std::vector<int32_t> Generator::encode(const std::string& text) const {
   std::vector<int32_t> ids = tokenizer_.encode(text, true);
   bool wants_bos = tokenizer_.adds_bos() && tokenizer_.bos() >= 0;
   if (wants_bos && (ids.empty() || ids[0] != tokenizer_.bos()))
@@ -28,7 +28,7 @@ std::vector<int32_t> Session::encode(const std::string& text) const {
   return ids;
 }
 
-MatrixBuffer Session::run(const std::vector<int32_t>& ids, int64_t& n_run) {
+MatrixBuffer Generator::run(const std::vector<int32_t>& ids, int64_t& n_run) {
   auto differ = std::mismatch(ids.begin(), ids.end(), cached_.begin(), cached_.end());
   // The last token runs in any case: its logits are wanted.
   int64_t known = std::min<int64_t>(differ.first - ids.begin(), std::ssize(ids) - 1);
@@ -49,9 +49,9 @@ MatrixBuffer Session::run(const std::vector<int32_t>& ids, int64_t& n_run) {
   return last;
 }
 
-Generated Session::generate(const std::vector<int32_t>& prompt, int64_t n_predict,
-                            const SampleOptions& sampling, const std::vector<std::string>& stops,
-                            const std::function<bool(std::string_view)>& show) {
+Generated Generator::generate(const std::vector<int32_t>& prompt, int64_t n_predict,
+                              const SampleOptions& sampling, const std::vector<std::string>& stops,
+                              const std::function<bool(std::string_view)>& show) {
   if (prompt.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
   if (std::ssize(prompt) > n_ctx())
     throw_error("the prompt has {} tokens, the context holds {}: raise --ctx or shorten it",

@@ -22,10 +22,10 @@ struct Generated {
 
 // A model with one sequence's cache: text goes in, text comes out, and what the cache holds of the
 // next prompt is not run again.
-class Session {
+class Generator {
  public:
-  Session(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
-          int64_t n_ctx);
+  Generator(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
+            int64_t n_ctx);
   int64_t n_ctx() const { return cache_.capacity(); }
 
   // show: whole UTF-8 characters as they come; returns false to stop. Throws Error where the
