@@ -75,7 +75,7 @@ std::function<bool(std::string_view)> shower(Context& context) {
 class Chat {
  public:
   Chat(const TensorFile& file, const Generator& generator, const Options& options)
-      : file_(file), generator_(session) {
+      : file_(file), generator_(generator) {
     if (!options.system.empty()) messages_.push_back({"system", options.system});
     n_fixed_ = messages_.size();
   }

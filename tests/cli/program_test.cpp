@@ -1,0 +1,383 @@
+#include <gtest/gtest.h>
+
+#include <cctype>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "cli/progress_line.h"
+#include "cli/run_helper.h"
+#include "cli/stop_filter.h"
+
+// The program as its users meet it: streams, exit codes, terminals.
+namespace mt::test {
+namespace {
+
+using nlohmann::json;
+
+std::vector<std::string> lines(const std::string& text) {
+  std::vector<std::string> out;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) out.push_back(line);
+  return out;
+}
+
+// Text that the tiny models' tokenizers take apart into some hundred tokens or more.
+std::string some_text(int n) {
+  std::string text;
+  for (int i = 0; i < n; ++i) text += "a bc de f" + std::to_string(i % 7) + " ";
+  return text;
+}
+
+const std::vector<std::string> kCommands = {"inspect", "generate", "eval",    "profile",
+                                            "plan",    "cut",      "compress"};
+
+TEST(Program, HelpOfEveryCommandHasItsExamples) {
+  Outcome all = run({"--help"});
+  EXPECT_EQ(all.code, 0);
+  for (const auto& command : kCommands) {
+    Outcome help = run({command, "--help"});
+    EXPECT_EQ(help.code, 0) << command;
+    EXPECT_EQ(help.err, "") << command;
+    EXPECT_NE(help.out.find("Examples:"), std::string::npos) << command;
+    EXPECT_NE(help.out.find("microtome " + command + " "), std::string::npos) << command;
+    EXPECT_NE(help.out.find("--json"), std::string::npos) << command;
+    EXPECT_NE(all.out.find("microtome " + command + " "), std::string::npos) << command;
+  }
+}
+
+TEST(Program, VersionIsANumber) {
+  Outcome r = run({"--version"});
+  EXPECT_EQ(r.code, 0);
+  EXPECT_TRUE(r.out.starts_with("microtome ") && isdigit(r.out[10])) << r.out;
+}
+
+TEST(Program, BadUsageAndBadFilesExitWith2AndOneLine) {
+  TemporaryFile empty(""), noise("GGUF but not really a model of any kind", ".gguf");
+  TemporaryFile text(some_text(100));
+  std::string model = golden("tiny_llama.gguf");
+  std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"nonsense"},
+      {"inspect"},
+      {"inspect", "--nonsense", model},
+      {"inspect", "no-such-file.gguf"},
+      {"inspect", noise.path()},
+      {"inspect", "/"},
+      {"inspect", model, "--ctx", "0"},
+      {"inspect", model, "--threads", "many"},
+      {"eval", model},
+      {"eval", model, "--text", empty.path()},
+      {"eval", model, "--text", "no-such-text"},
+      {"eval", model, "--text", text.path(), "--n-ctx", "100000"},
+      {"eval", model, "--text", text.path(), "--max-kl", "1"},
+      {"eval", model, "--text", text.path(), "--path", "sideways"},
+      {"eval", model, "--text", text.path(), "--against", golden("tiny_qwen2.gguf"), "--n-ctx",
+       "32"},
+      {"eval", model, "--qa", empty.path()},
+      {"eval", model, "--qa", text.path()},
+      {"generate", model, "-p", "a", "--top-p", "2"},
+      {"generate", model, "--raw", "-p", "abc abc abc", "--ctx", "2"},
+      {"generate", model, "-f", "no-such-file"},
+  };
+  for (const auto& arguments : wrong) {
+    std::string all;
+    for (const auto& a : arguments) all += " " + a;
+    Outcome r = run(arguments);
+    EXPECT_EQ(r.code, 2) << all << r.err;
+    EXPECT_EQ(r.out, "") << all;
+    EXPECT_TRUE(r.err.starts_with("microtome: ")) << all << r.err;
+    EXPECT_EQ(lines(r.err).size(), 1u) << all << r.err;
+    // The same as JSON.
+    auto with_json = arguments;
+    with_json.push_back("--json");
+    Outcome j = run(with_json);
+    EXPECT_EQ(j.code, 2) << all;
+    json document = json::parse(j.out, nullptr, false);
+    ASSERT_TRUE(document.is_object()) << all << j.out;
+    EXPECT_TRUE(document["error"].is_string()) << all;
+    EXPECT_EQ(document["exit_code"], 2) << all;
+  }
+}
+
+TEST(Program, ErrorsCannotDriveTheTerminal) {
+  Outcome r = run({"inspect", "evil\x1b[2J\nname.gguf"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_EQ(r.err.find('\x1b'), std::string::npos);
+  EXPECT_EQ(lines(r.err).size(), 1u) << r.err;
+}
+
+TEST(Program, ReaderThatLeavesIsNoError) {
+  std::string command = std::string(MT_BINARY) + " inspect " + golden("tiny_llama.gguf") +
+                        " --tensors --metadata 2>&1 >/dev/full";
+  FILE* full = ::popen(command.c_str(), "r");
+  char buffer[512] = {};
+  size_t n = std::fread(buffer, 1, sizeof buffer - 1, full);
+  int status = ::pclose(full);
+  EXPECT_EQ(WEXITSTATUS(status), 2);
+  EXPECT_NE(std::string(buffer, n).find("No space left"), std::string::npos);
+
+  command = "bash -c '" + std::string(MT_BINARY) + " inspect " + golden("tiny_llama.gguf") +
+            " --tensors | exec 0<&-; echo ${PIPESTATUS[0]}' 2>&1";
+  FILE* gone = ::popen(command.c_str(), "r");
+  n = std::fread(buffer, 1, sizeof buffer - 1, gone);
+  ::pclose(gone);
+  EXPECT_EQ(std::string(buffer, n), "0\n");
+}
+
+TEST(Inspect, SaysWhatTheFileHolds) {
+  std::string path = golden("tiny_llama.gguf");
+  Outcome r = run({"inspect", path, "--json", "--tensors", "--metadata", "--ctx", "100"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  json j = json::parse(r.out);
+  EXPECT_EQ(j["architecture"], "llama");
+  EXPECT_EQ(j["file_bytes"], std::filesystem::file_size(path));
+  EXPECT_EQ(j["runs"], true);
+  EXPECT_EQ(j["memory"]["n_ctx"], 100);
+  int64_t bytes = 0, weights = 0, by_dtype = 0;
+  for (const auto& t : j["tensor_list"]) {
+    bytes += t["bytes"].get<int64_t>();
+    int64_t n = 1;
+    for (int64_t d : t["shape"]) n *= d;
+    weights += n;
+  }
+  for (const auto& d : j["dtypes"]) by_dtype += d["bytes"].get<int64_t>();
+  EXPECT_EQ(j["tensor_bytes"], bytes);
+  EXPECT_EQ(by_dtype, bytes);
+  EXPECT_EQ(j["weights"], weights);
+  EXPECT_NEAR(j["bits_per_weight"].get<double>(), 8.0 * double(bytes) / double(weights), 1e-9);
+  // f16 keys and values of every layer
+  int64_t layers = std::stoll(j["sizes"]["n_layers"].get<std::string>());
+  int64_t kv = std::stoll(j["sizes"]["n_kv_heads"].get<std::string>());
+  int64_t d_head = std::stoll(j["sizes"]["d_model"].get<std::string>()) /
+                   std::stoll(j["sizes"]["n_heads"].get<std::string>());
+  EXPECT_EQ(j["memory"]["kv_cache_f16"], layers * kv * d_head * 2 * 2 * 100);
+}
+
+TEST(Inspect, FiltersTensors) {
+  auto count = [](const std::string& pattern) {
+    Outcome r = run({"inspect", golden("tiny_llama.gguf"), "--json", "--tensors", pattern});
+    return json::parse(r.out)["tensor_list"].size();
+  };
+  EXPECT_EQ(count("attn_q"), 2u);
+  EXPECT_EQ(count("blk.0.attn_?.weight"), 3u);
+  EXPECT_EQ(count("nothing"), 0u);
+}
+
+TEST(Inspect, OpensImatrixFiles) {
+  Outcome r = run({"inspect", golden("imatrix_gguf_py.gguf"), "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  json j = json::parse(r.out);
+  EXPECT_EQ(j["type"], "imatrix");
+  EXPECT_GT(j["entries"].size(), 0u);
+}
+
+TEST(Inspect, FitsTheTerminal) {
+  for (int width : {20, 41, 80, 200}) {
+    Outcome r = run_in_terminal({"inspect", golden("tiny_gemma3.gguf"), "--tensors"}, width);
+    EXPECT_EQ(r.code, 0);
+    for (std::string line : lines(r.out)) {
+      std::string plain;
+      for (size_t i = 0; i < line.size(); ++i) {
+        if (line[i] == '\r') continue;
+        if (line[i] == '\x1b') {
+          i = line.find('m', i);
+          continue;
+        }
+        plain += line[i];
+      }
+      EXPECT_LE(cli::columns(plain), width) << plain;
+    }
+  }
+}
+
+TEST(Eval, ComparesAndChecksTheBound) {
+  TemporaryFile text(some_text(60));
+  std::vector<std::string> arguments = {"eval",      golden("tiny_llama_b.gguf"),
+                                        "--against", golden("tiny_llama.gguf"),
+                                        "--text",    text.path(),
+                                        "--n-ctx",   "32",
+                                        "--windows", "3",
+                                        "--json"};
+  Outcome r = run(arguments);
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(r.err, "");
+  json j = json::parse(r.out);
+  EXPECT_EQ(j["windows"], 3);
+  EXPECT_EQ(j["tokens"], 45);
+  double kl = j["kl"]["mean"]["value"];
+  EXPECT_GT(kl, 0);
+  EXPECT_LE(j["kl"]["mean"]["low"], kl);
+  EXPECT_GE(j["kl"]["mean"]["high"], kl);
+  for (int threads : {1, 3}) {
+    auto again = arguments;
+    again.insert(again.end(), {"--threads", std::to_string(threads)});
+    EXPECT_EQ(run(again).out, r.out) << threads;
+  }
+  auto bound = [&](double most) {
+    auto with = arguments;
+    with.insert(with.end(), {"--max-kl", std::to_string(most)});
+    return run(with).code;
+  };
+  EXPECT_EQ(bound(kl * 1.01), 0);
+  EXPECT_EQ(bound(kl * 0.99), 1);
+}
+
+TEST(Eval, WritesLogits) {
+  TemporaryFile text(some_text(60)), out("", ".f32");
+  std::vector<std::string> arguments = {"eval",      golden("tiny_llama.gguf"),
+                                        "--text",    text.path(),
+                                        "--n-ctx",   "16",
+                                        "--windows", "2",
+                                        "--logits",  out.path()};
+  EXPECT_EQ(run(arguments).code, 2);  // exists
+  arguments.push_back("--force");
+  EXPECT_EQ(run(arguments).code, 0);
+  Outcome r = run({"inspect", golden("tiny_llama.gguf"), "--json"});
+  int64_t n_vocab = std::stoll(json::parse(r.out)["sizes"]["n_vocab"].get<std::string>());
+  EXPECT_EQ(std::filesystem::file_size(out.path()), size_t(2 * 16 * n_vocab * 4));
+}
+
+TEST(Eval, AnswersQuestions) {
+  TemporaryFile questions(
+      "{\"query\": \"abc\", \"choices\": [\"d\", \"e f\", \"g\"], \"gold\": 1}\n"
+      "{\"query\": \"bcd\", \"choices\": [\"a\", \"c\"], \"gold\": 0}\n",
+      ".jsonl");
+  Outcome r = run({"eval", golden("tiny_llama.gguf"), "--qa", questions.path(), "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  json j = json::parse(r.out)["qa"];
+  EXPECT_EQ(j["questions"], 2);
+  for (const char* which : {"accuracy", "accuracy_per_byte"}) {
+    double right = j[which]["value"].get<double>() * 2;
+    EXPECT_EQ(right, std::round(right));
+  }
+}
+
+TEST(Generate, SameSeedSameText) {
+  auto text = [](const std::string& seed) {
+    Outcome r = run({"generate", golden("tiny_llama.gguf"), "--raw", "-p", "abc", "-n", "20",
+                     "--seed", seed, "--json"});
+    EXPECT_EQ(r.code, 0) << r.err;
+    return json::parse(r.out)["ids"].dump();
+  };
+  EXPECT_EQ(text("1"), text("1"));
+  EXPECT_NE(text("1"), text("2"));
+}
+
+TEST(Generate, StreamsWhatJsonHolds) {
+  std::vector<std::string> arguments = {
+      "generate", golden("tiny_llama.gguf"), "--raw", "-n", "12", "--temp", "0"};
+  Outcome plain = run(arguments, "abc");
+  EXPECT_EQ(plain.code, 0) << plain.err;
+  EXPECT_EQ(plain.err, "");
+  arguments.push_back("--json");
+  Outcome with_json = run(arguments, "abc");
+  json j = json::parse(with_json.out);
+  EXPECT_EQ(j["text"], plain.out);
+  if (j["finish"] == "length") EXPECT_EQ(j["tokens"], 12);
+}
+
+TEST(Generate, StopTextIsNeverShown) {
+  std::vector<std::string> arguments = {
+      "generate", golden("tiny_llama.gguf"), "--raw", "-p", "abc", "-n", "40", "--seed", "3",
+      "--json"};
+  std::string whole = json::parse(run(arguments).out)["text"];
+  // A piece of the text over a token's end or two.
+  ASSERT_GT(whole.size(), 12u);
+  std::string stop;
+  for (size_t at = 4; at + 3 < whole.size(); ++at)
+    if (static_cast<unsigned char>(whole[at]) < 0x80) {
+      size_t end = at;
+      while (end < at + 3 && static_cast<unsigned char>(whole[end]) < 0x80) ++end;
+      stop = whole.substr(at, end - at);
+      break;
+    }
+  ASSERT_NE(stop, "");
+  arguments.insert(arguments.end(), {"--stop", "never in the text", "--stop", stop});
+  json j = json::parse(run(arguments).out);
+  EXPECT_EQ(j["finish"], "stop");
+  EXPECT_EQ(j["text"], whole.substr(0, whole.find(stop)));
+}
+
+TEST(StopFilter, HoldsBackWhateverTheSplit) {
+  std::string text = "aabaabaaabxyz<|en<|end|>rest";
+  for (std::string stop : {"aaab", "<|end|>", "z<", "absent", "rest!"}) {
+    std::string expected = text.substr(0, text.find(stop));
+    for (size_t step = 1; step < 9; ++step) {
+      cli::StopFilter filter({stop, ""});
+      std::string shown;
+      for (size_t at = 0; at < text.size(); at += step) {
+        shown += filter.push(text.substr(at, step));
+        EXPECT_TRUE(expected.starts_with(shown));
+      }
+      shown += filter.flush();
+      EXPECT_EQ(shown, expected) << stop << step;
+      EXPECT_EQ(filter.stopped(), text.find(stop) != text.npos);
+    }
+  }
+}
+
+TEST(Progress, LineFitsAnyWidth) {
+  for (int width = 20; width <= 200; ++width)
+    for (const char* label : {"x", "measuring both models", "größere Läufe über viele Fenster"})
+      for (uint64_t done : {0, 1, 37, 99, 100}) {
+        std::string line = cli::progress_line(label, done, 100, 4000.0, width);
+        EXPECT_LT(cli::columns(line), width) << line;
+        EXPECT_NE(line.find('%'), std::string::npos) << line;
+      }
+  EXPECT_EQ(cli::progress_line("reading", 25, 100, 30, 80), "reading   25 %  1:30 left");
+  EXPECT_EQ(cli::progress_line("reading", 100, 100, 30, 80), "reading  100 %");
+  EXPECT_EQ(cli::progress_line("waiting", 0, 0, 30, 80), "waiting");
+}
+
+TEST(Progress, SilentWithoutATerminal) {
+  TemporaryFile text(some_text(3000));
+  Outcome r = run({"eval", golden("tiny_qwen2.gguf"), "--text", text.path(), "--n-ctx", "64"});
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(r.err, "");
+}
+
+// Tasks of more than two seconds show a line on a terminal, and remove it.
+TEST(SlowProgress, ShowsOnATerminalAndGoes) {
+  TemporaryFile text(some_text(200000));
+  for (int width : {20, 80}) {
+    Outcome r = run_in_terminal({"eval", golden("tiny_qwen3.gguf"), "--text", text.path(),
+                                 "--n-ctx", "128", "--threads", "1"},
+                                width);
+    EXPECT_EQ(r.code, 0);
+    size_t percent = r.out.find(" %");
+    ASSERT_NE(percent, std::string::npos) << r.out;
+    EXPECT_NE(r.out.find("\r\x1b[K", percent), std::string::npos);
+    // Quiet means none.
+    Outcome quiet = run_in_terminal({"eval", golden("tiny_qwen3.gguf"), "--text", text.path(),
+                                     "--n-ctx", "128", "--threads", "1", "-q"},
+                                    width);
+    EXPECT_EQ(quiet.out.find("\x1b[K"), std::string::npos);
+  }
+}
+
+TEST(SlowInterrupt, EndsWith130AndLeavesNoFile) {
+  TemporaryFile text(some_text(200000));
+  auto folder = std::filesystem::temp_directory_path() / "mt-cli-interrupt";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  bool sent = false;
+  Outcome r = run_in_terminal({"eval", golden("tiny_llama.gguf"), "--text", text.path(), "--n-ctx",
+                               "128", "--logits", (folder / "out.f32").string()},
+                              80, "", [&](int pid, const std::string& so_far) {
+                                if (!sent && so_far.find('%') != std::string::npos) {
+                                  ::kill(pid, SIGINT);
+                                  sent = true;
+                                }
+                              });
+  EXPECT_TRUE(sent);
+  EXPECT_EQ(r.code, 130);
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+  std::filesystem::remove_all(folder);
+}
+
+}  // namespace
+}  // namespace mt::test
