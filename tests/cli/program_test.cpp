@@ -277,7 +277,9 @@ TEST(Generate, StreamsWhatJsonHolds) {
   Outcome with_json = run(arguments, "abc");
   json j = json::parse(with_json.out);
   EXPECT_EQ(j["text"], plain.out);
-  if (j["finish"] == "length") EXPECT_EQ(j["tokens"], 12);
+  if (j["finish"] == "length") {
+    EXPECT_EQ(j["tokens"], 12);
+  }
 }
 
 TEST(Generate, StopTextIsNeverShown) {

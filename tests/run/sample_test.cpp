@@ -74,7 +74,9 @@ void expect_definition(const SampleOptions& options) {
     for (size_t i = 0; i < got.size(); ++i) {
       ASSERT_TRUE(expected.contains(got[i].id));
       EXPECT_NEAR(got[i].value, expected[got[i].id], 1e-12);
-      if (i) EXPECT_GE(got[i - 1].value, got[i].value);
+      if (i > 0) {
+        EXPECT_GE(got[i - 1].value, got[i].value);
+      }
     }
   }
 }
