@@ -75,8 +75,6 @@ TEST(Program, BadUsageAndBadFilesExitWith2AndOneLine) {
       {"eval", model, "--text", text.path(), "--n-ctx", "100000"},
       {"eval", model, "--text", text.path(), "--max-kl", "1"},
       {"eval", model, "--text", text.path(), "--path", "sideways"},
-      {"eval", model, "--text", text.path(), "--against", golden("tiny_qwen2.gguf"), "--n-ctx",
-       "32"},
       {"eval", model, "--qa", empty.path()},
       {"eval", model, "--qa", text.path()},
       {"generate", model, "-p", "a", "--top-p", "2"},
