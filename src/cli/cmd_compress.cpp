@@ -99,9 +99,9 @@ Run add(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   app.add_flag("--force", options->force, "Overwrite what exists");
-  app.add_option("--page", options->page, "The HTML page (default: the output's name with .html)")
+  app.add_option("--html", options->page, "The HTML page (default: the output's name with .html)")
       ->type_name("FILE");
-  app.add_flag("--no-page", options->no_page, "Write no HTML page");
+  app.add_flag("--no-html", options->no_page, "Write no HTML page");
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
   app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")
       ->check(CLI::Range(0, 200))
