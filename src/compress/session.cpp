@@ -388,8 +388,17 @@ Report Session::report(const Plan& plan, const Model& cut, const Comparison& pro
                         .predicted_kl = d.chosen.loss,
                         .measured_kl = -1});
   }
+  // All tensors count, norms too; against the same number of weights, so that a head which is
+  // shared saves all of its bits.
+  for (const Tensor& t : model_->file->tensors)
+    if (!before.contains(t.name)) {
+      int64_t n = 1;
+      for (int64_t d : t.shape) n *= d;
+      r.n_weights += n;
+      from_bytes += std::ssize(t.data.bytes);
+      to_bytes += std::ssize(t.data.bytes);
+    }
   r.source_bits = 8.0 * double(from_bytes) / double(r.n_weights);
-  // Against the same number of weights: a head that is shared saves all of its bits.
   r.output_bits = 8.0 * double(to_bytes) / double(r.n_weights);
   return r;
 }
