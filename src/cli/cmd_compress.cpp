@@ -104,7 +104,7 @@ Run add(CLI::App& app) {
   app.add_flag("--no-html", options->no_page, "Write no HTML page");
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
   app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")
-      ->check(CLI::Range(0, 200))
+      ->check(within(0, 200))
       ->type_name("N");
   return [options](Context& context) { return run(context, *options); };
 }

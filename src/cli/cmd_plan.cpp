@@ -71,7 +71,7 @@ Run add(CLI::App& app) {
                  "Show the best predicted loss at N sizes instead of one plan")
       ->expected(0, 1)
       ->default_str("12")
-      ->check(CLI::Range(2, 200))
+      ->check(within(2, 200))
       ->type_name("N");
   return [options, &app](Context& context) {
     if (app.get_option("--frontier")->count() && options->frontier == 0) options->frontier = 12;

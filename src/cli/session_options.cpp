@@ -15,21 +15,22 @@ void SessionOptions::declare(CLI::App& app) {
   app.add_option("--text", settings.texts,
                  "Plain text to calibrate on, FILE or FILE:WEIGHT; may be repeated (default: text "
                  "sampled from the model itself)")
+      ->allow_extra_args(false)
       ->type_name("FILE");
   app.add_option("--db", settings.db,
                  "Where measurements are kept (default: MODEL.microtome.db, or the cache folder "
                  "where that cannot be written)")
       ->type_name("FILE");
   app.add_option("--n-ctx", settings.n_ctx, "Tokens in a calibration window (default: 512, or 256)")
-      ->check(CLI::Range(8, 1 << 20))
+      ->check(within<int64_t>(8, 1 << 20))
       ->type_name("N");
   app.add_option("--windows", settings.n_windows,
                  "Calibration windows (default: 24, or 36 of sampled text)")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(within<int64_t>(1, 1 << 20))
       ->type_name("N");
   app.add_option("--proof-windows", settings.n_proof_windows,
                  "Windows set aside for the proof (default: 12)")
-      ->check(CLI::Range(1, 1 << 20))
+      ->check(within<int64_t>(1, 1 << 20))
       ->type_name("N");
   app.add_option("--seed", settings.seed, "Of everything that is drawn (default: 1)")
       ->type_name("N");
@@ -39,7 +40,7 @@ void SessionOptions::declare(CLI::App& app) {
       ->type_name("LIST");
   app.add_option("--measured", settings.n_measured,
                  "Places whose loss is measured and not only predicted (default: 24)")
-      ->check(CLI::Range(0, 1 << 20))
+      ->check(within<int64_t>(0, 1 << 20))
       ->type_name("N");
 }
 
