@@ -37,6 +37,9 @@ const std::unordered_set<std::string_view> kMiddle = {
 
 // A search at every byte of a text walks at most this far.
 constexpr size_t kLongestSpecial = 1024;
+// So many occurrences that touch one another are settled at once: a file may name "a", "aa", "aaa"
+// and so on, and memory must not grow by the product of their number and the text.
+constexpr size_t kMostTouching = 1u << 18;
 
 bool is_space(char c) {
   return c == ' ' || (c >= '\t' && c <= '\r');
@@ -227,6 +230,13 @@ std::vector<SpecialTokens::Fragment> SpecialTokens::split(std::string_view text,
     auto low = sorted.ids.begin() + sorted.first[byte];
     auto high = sorted.ids.begin() + sorted.first[byte + size_t{1}];
     if (low == high) continue;
+    if (cluster.size() >= kMostTouching) {
+      settle();
+      if (const size_t end = chosen.back().at + chosen.back().length; end > at) {
+        at = end - 1;
+        continue;
+      }
+    }
     for (size_t depth = 1; low != high; ++depth) {
       if (vocab_.text(*low).size() == depth) {
         if (!cluster.empty() && at >= cluster_end) settle();

@@ -136,6 +136,9 @@ class WordPiece final : public Tokenizer {
       // The word's mark alone is no piece of it.
       const size_t least = begin == 0 ? kWordMark.size() : begin;
       size_t end = std::min(word.size(), begin + vocab_.longest);
+      // A mark within a word is a character of the text: pieces that begin words do not go there.
+      if (begin > 0 && word.substr(begin).starts_with(kWordMark))
+        end = std::min(end, begin + kWordMark.size());
       int32_t id = -1;
       for (; end > least; --end) {
         if (end < word.size() && (static_cast<uint8_t>(word[end]) & 0xC0u) == 0x80u) continue;

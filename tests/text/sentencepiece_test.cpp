@@ -41,6 +41,8 @@ TEST(SentencePiece, BestScoreFirstThenLeftmost) {
   EXPECT_EQ(above(t->encode("aaa", false)), (Ids{0, 8}));  // "aa" on the left, then "aaa"
   EXPECT_EQ(above(t->encode("b b", false)), (Ids{0, 2, 0, 2}));
   EXPECT_EQ(t->encode("", false), Ids{});
+  const auto pairs = llama({{"▁", -9}, {"a", -9}, {"aa", -1}}).open();
+  EXPECT_EQ(above(pairs->encode("aaa", false)), (Ids{0, 2, 1}));
 }
 
 TEST(SentencePiece, UnknownCharactersBecomeBytes) {
@@ -51,6 +53,9 @@ TEST(SentencePiece, UnknownCharactersBecomeBytes) {
   EXPECT_EQ(t->decode({kFirst + 1, kBytes + 0xC3, kBytes + 0xA9}), "aé");
   // Control and unknown tokens have texts that no ordinary text may become.
   for (const int32_t id : t->encode("<s></s><unk>", false)) EXPECT_GE(id, kBytes);
+  Vocabulary v = llama({{"▁", 0}, {"a", 0}, {"b", 0}});
+  v.add("ab", TokenKind::Control);
+  EXPECT_EQ(above(v.open()->encode("ab", false)), (Ids{0, 1, 2}));
 }
 
 TEST(SentencePiece, SpaceBeforeATextAsTheFileSays) {

@@ -43,6 +43,21 @@ TEST(SpecialTokens, ControlTokensOnlyWhereAsked) {
   EXPECT_EQ(split(v, text, true), "[0][1][2]<normal>");
 }
 
+TEST(SpecialTokens, LongRunsAreCutAsShortOnesAre) {
+  Vocabulary v("llama");
+  v.add("x");
+  for (size_t n = 1; n <= 31; ++n) v.add(std::string(n, '\n'), TokenKind::UserDefined);
+  const Vocab vocab(v.tensor_file(), v.model);
+  const SpecialTokens special(vocab);
+  const std::string text = std::string(31 * 3000 + 7, '\n') + "x\n";
+  const auto fragments = special.split(text, false);
+  ASSERT_EQ(fragments.size(), 3003u);
+  for (size_t i = 0; i < 3000; ++i) ASSERT_EQ(fragments[i].id, 31) << i;
+  EXPECT_EQ(fragments[3000].id, 7);
+  EXPECT_EQ(fragments[3001].text, "x");
+  EXPECT_EQ(fragments[3002].id, 1);
+}
+
 TEST(SpecialTokens, PhiSwallowsWhiteSpaceBehindThem) {
   Vocabulary v("llama");
   v.add("<unk>", TokenKind::Unknown);

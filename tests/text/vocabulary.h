@@ -10,6 +10,13 @@ namespace mt::test {
 
 using Ids = std::vector<int32_t>;
 
+// U+2581 as the spaces that SentencePiece writes so.
+inline std::string with_spaces(std::string text) {
+  const std::string mark = "\u2581";
+  for (size_t at; (at = text.find(mark)) != std::string::npos;) text.replace(at, mark.size(), " ");
+  return text;
+}
+
 // A vocabulary in the making: each add() is the next id.
 struct Vocabulary {
   std::string model;

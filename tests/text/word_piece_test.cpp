@@ -57,8 +57,18 @@ TEST(WordPiece, NormalisesAsTheMetadataSay) {
   EXPECT_EQ(v.open()->encode("A Ä", false), (Ids{kA, kUnknown}));
   v.file.set_meta("tokenizer.ggml.normalizer.lowercase", {false});
   EXPECT_EQ(v.open()->encode("a A", false), (Ids{kA, kUnknown}));
+  Vocabulary cased = small();  // which keeps its accents unless told otherwise
+  cased.file.set_meta("tokenizer.ggml.normalizer.lowercase", {false});
+  EXPECT_EQ(cased.open()->encode("a ä", false), (Ids{kA, kUnknown}));
   v.file.set_meta("tokenizer.ggml.normalizer.strip_accents", {true});
   EXPECT_EQ(v.open()->encode("ä Ä", false), (Ids{kA, kUnknown}));
+}
+
+TEST(WordPiece, TheMarkOfWordsInATextBeginsNone) {
+  EXPECT_EQ(encode("a\u2581a"), (Ids{kUnknown}));
+  Vocabulary v = small();
+  const int32_t mark = v.add("\u2581");  // as "##\u2581" is written
+  EXPECT_EQ(v.open()->encode("a\u2581able \u2581", false), (Ids{kA, mark, kAble, kUnknown}));
 }
 
 TEST(WordPiece, BytesThatAreNoUtf8AreLeftOut) {
@@ -78,6 +88,9 @@ TEST(WordPiece, AHundredCharactersAreAWord) {
 TEST(WordPiece, ControlTokensOnlyWhereAsked) {
   EXPECT_EQ(encode("a[SEP]a", true), (Ids{kA, kSep, kA}));
   EXPECT_EQ(encode("a[SEP]", false), (Ids{kA, kUnknown, kUnknown, kUnknown}));
+  Vocabulary v = small();
+  v.add("ed", TokenKind::Control);
+  EXPECT_EQ(v.open()->encode("aed", false), (Ids{kUnknown}));
 }
 
 TEST(WordPiece, ClsAndSepStandAroundAText) {
