@@ -18,10 +18,10 @@ demo:
 	@$(PYTHON) tools/fetch_models.py smol
 	@tools/demo.sh
 
-# CI=1 or SANITIZE=1 adds the sanitizers and the fuzz targets (minutes more).
+# SANITIZE=1 adds the fast tests under sanitizers, FUZZ=1 the fuzz targets, CI=1 both (minutes more).
 test:
 	@tools/setup.sh tools/packages.txt tools/packages-test.txt \
-	  $(if $(CI)$(SANITIZE),tools/packages-fuzz.txt)
+	  $(if $(CI)$(FUZZ),tools/packages-fuzz.txt)
 	@$(PYTHON) tools/fetch_models.py smol
 	@tools/test.sh
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Everything that `make test` checks, after the set-up: all stages run, whatever one of them finds.
-# With CI or SANITIZE set also the fast tests under ASan and UBSan, and each fuzz target for
-# FUZZ_SECONDS (60). The last line is "N passed, N failed".
+# With CI or SANITIZE set also the fast tests under ASan and UBSan; with CI or FUZZ set also each
+# fuzz target for FUZZ_SECONDS (60). The last line is "N passed, N failed".
 set -u
 cd "$(dirname "$0")/.."
 jobs=$(nproc)
@@ -41,7 +41,7 @@ tests() {  # build folder, label, jobs
   [ "$n" -eq 0 ] || problems+=("$n of the $2 tests in $1")
 }
 
-mkdir -p build build-sanitize build-fuzz
+mkdir -p build build-sanitize
 stage 'build'
 if build build -DCMAKE_BUILD_TYPE=Release; then
   stage 'fast tests'
@@ -65,29 +65,36 @@ if [ -n "${CI:-}${SANITIZE:-}" ]; then
     failed=$((failed + 1))
     problems+=('the build with sanitizers')
   fi
-  if ls tests/fuzz/*_fuzz.cpp >/dev/null 2>&1; then
-    stage 'build of the fuzz targets'
-    targets=$(for f in tests/fuzz/*_fuzz.cpp; do basename "$f" .cpp; done)
-    if cmake -S . -B build-fuzz -G Ninja -DMT_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ \
-        >build-fuzz.log 2>&1 && ninja -C build-fuzz -j "$jobs" --quiet $targets; then
-      for target in $targets; do
-        stage "$target, ${FUZZ_SECONDS:-60} s"
-        mkdir -p "build-fuzz/corpus/$target"
-        seeds=()
-        [ -d "tests/fuzz/seeds/$target" ] && seeds=("tests/fuzz/seeds/$target")
-        fuzz() {
-          "build-fuzz/$target" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=2048 \
-            -artifact_prefix=build-fuzz/ "build-fuzz/corpus/$target" "${seeds[@]}" \
-            >"build-fuzz/$target.log" 2>&1 || { tail -n 40 "build-fuzz/$target.log"; return 1; }
-          grep -E '^(Done|#[0-9]+.*DONE)' "build-fuzz/$target.log" || true
-        }
-        one "$target" fuzz
-      done
-    else
-      cat build-fuzz.log
-      failed=$((failed + 1))
-      problems+=('the build of the fuzz targets')
-    fi
+fi
+
+fuzz_one() {  # target; from the seeds in the repository and what earlier runs here found
+  local corpus="build-fuzz/corpus/$1" seeds="tests/fuzz/corpus/${1%_fuzz}"
+  mkdir -p "$corpus"
+  [ -d "$seeds" ] || { echo "$1: no seeds in $seeds"; return 1; }
+  nice "build-fuzz/$1" -max_total_time="${FUZZ_SECONDS:-60}" -timeout=10 -rss_limit_mb=2048 \
+    -artifact_prefix=build-fuzz/ "$corpus" "$seeds" >"build-fuzz/$1.log" 2>&1 ||
+    { echo "$1:"; tail -n 40 "build-fuzz/$1.log"; return 1; }
+  grep -H --label="$1" -E '^Done ' "build-fuzz/$1.log"
+}
+
+if [ -n "${CI:-}${FUZZ:-}" ]; then
+  stage 'build of the fuzz targets'
+  targets=$(for f in tests/fuzz/*_fuzz.cpp; do basename "$f" .cpp; done)
+  mkdir -p build-fuzz
+  if cmake -S . -B build-fuzz -G Ninja -DMT_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ \
+      -DCMAKE_C_COMPILER=clang >build-fuzz.log 2>&1 &&
+      ninja -C build-fuzz -j "$jobs" --quiet $targets; then
+    stage "fuzz targets side by side, ${FUZZ_SECONDS:-60} s"
+    declare -A runs
+    for target in $targets; do
+      fuzz_one "$target" &
+      runs[$target]=$!
+    done
+    for target in $targets; do one "$target" wait "${runs[$target]}"; done
+  else
+    cat build-fuzz.log
+    failed=$((failed + 1))
+    problems+=('the build of the fuzz targets')
   fi
 fi
 

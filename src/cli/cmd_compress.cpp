@@ -33,6 +33,10 @@ int run(Context& context, const Options& options) {
                         : std::filesystem::path(options.output).replace_extension(".html");
   if (!options.no_page) check_output(page, settings.model, options.force);
   if (!options.plan.empty()) check_output(options.plan, settings.model, options.force);
+  check_distinct({{"-o", options.output},
+                  {"--html", options.no_page ? "" : page},
+                  {"--plan", options.plan},
+                  {"--db", settings.db}});
 
   MemoryWatch memory;
   Session session(context.runtime(), settings);

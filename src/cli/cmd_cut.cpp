@@ -16,6 +16,10 @@ struct Options {
 int run(Context& context, const Options& options) {
   SessionSettings settings = options.session.resolved();
   check_output(options.output, settings.model, options.force);
+  check_distinct({{"-o", options.output},
+                  {"PLAN", options.plan},
+                  {"--imatrix", options.imatrix},
+                  {"--db", settings.db}});
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
   Session session(context.runtime(), settings);

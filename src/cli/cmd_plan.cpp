@@ -40,6 +40,8 @@ int run(Context& context, const Options& options) {
   if (options.frontier == 0) goal = options.goal.resolved();
   for (const auto& file : {options.output, options.tensor_types})
     if (!file.empty()) check_output(file, settings.model, options.force);
+  check_distinct(
+      {{"-o", options.output}, {"--tensor-types", options.tensor_types}, {"--db", settings.db}});
   Session session(context.runtime(), settings);
   if (!goal) return show_frontier(context, session, options.frontier);
 

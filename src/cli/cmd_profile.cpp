@@ -19,6 +19,7 @@ struct Options {
 int run(Context& context, const Options& options) {
   SessionSettings settings = options.session.resolved();
   if (!options.imatrix.empty()) check_output(options.imatrix, settings.model, options.force);
+  check_distinct({{"--imatrix", options.imatrix}, {"--db", settings.db}});
   Session session(context.runtime(), settings);
   const Problem& problem = session.problem();
   if (!options.imatrix.empty()) write_imatrix(options.imatrix, session.imatrix());

@@ -39,7 +39,9 @@ void handle(int signal, void (*handler)(int)) {
 void install_signal_handlers() {
   handle(SIGINT, on_interrupt);
   handle(SIGALRM, on_alarm);
+  // A closed pipe and a file beyond `ulimit -f` are errors of the write then, with a message.
   handle(SIGPIPE, SIG_IGN);
+  handle(SIGXFSZ, SIG_IGN);
 }
 
 void set_task_active(bool active) {

@@ -99,6 +99,9 @@ void check_output(const std::filesystem::path& output, const std::filesystem::pa
   if (std::filesystem::exists(output, none)) {
     if (std::filesystem::equivalent(output, input, none))
       throw_error("{}: is the input; name another file with -o", output.string());
+    if (std::filesystem::is_directory(input, none) &&
+        std::filesystem::equivalent(std::filesystem::absolute(output).parent_path(), input, none))
+      throw_error("{}: is part of the input; name another file with -o", output.string());
     if (std::filesystem::is_directory(output, none))
       throw_error("{}: is a folder; name a file with -o", output.string());
     if (!force) throw_error("{}: exists; overwrite it with --force", output.string());
@@ -108,6 +111,19 @@ void check_output(const std::filesystem::path& output, const std::filesystem::pa
     throw_error("{}: the folder {} does not exist", output.string(), folder.string());
   if (::access(folder.c_str(), W_OK) != 0)
     throw_error("{}: the folder {} cannot be written", output.string(), folder.string());
+}
+
+void check_distinct(std::initializer_list<NamedFile> files) {
+  std::error_code none;
+  for (auto a = files.begin(); a != files.end(); ++a)
+    for (auto b = files.begin(); b != a; ++b) {
+      if (a->path.empty() || b->path.empty()) continue;
+      if (std::filesystem::weakly_canonical(a->path, none) ==
+              std::filesystem::weakly_canonical(b->path, none) ||
+          std::filesystem::equivalent(a->path, b->path, none))
+        throw_error("{}: is named by both {} and {}; name two files", a->path.string(), b->option,
+                    a->option);
+    }
 }
 
 void write_text(const std::filesystem::path& path, const std::string& text) {

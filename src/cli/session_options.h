@@ -32,6 +32,13 @@ struct GoalOptions {
 void check_output(const std::filesystem::path& output, const std::filesystem::path& input,
                   bool force);
 
+// Throws Error where one file is named twice, whatever the spelling; empty paths do not count.
+struct NamedFile {
+  const char* option;
+  std::filesystem::path path;
+};
+void check_distinct(std::initializer_list<NamedFile> files);
+
 // A text file, whole or not at all.
 void write_text(const std::filesystem::path& path, const std::string& text);
 

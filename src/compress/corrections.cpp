@@ -83,7 +83,7 @@ std::vector<double> measure_corrections(const Runtime& rt, const Model& model,
         db.put(c.key, "measured_kl", setting, *measured);
       }
       // Below this, rounding of f32 sums shows as much as the cut.
-      if (*measured > 1e-8) ratio[i] = *measured / losses[i][*o];
+      if (*measured > 1e-6) ratio[i] = *measured / losses[i][*o];
     }
     progress.advance();
   }

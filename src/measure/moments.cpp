@@ -102,7 +102,10 @@ Profile measure_moments(const Runtime& rt, const Model& model,
                         const std::vector<std::vector<int32_t>>& windows, uint64_t seed,
                         Measurements& db) {
   Sums sums;
+  // As one transaction: another process may be storing its next window.
+  db.begin();
   sums.load(db, model);
+  db.commit();
   sums.counts.resize(static_cast<size_t>(model.n_vocab), 0.0f);
   MapMoments& head = sums.maps[model.head_map().name];
   head.out2.resize(static_cast<size_t>(model.n_vocab), 0.0f);

@@ -19,7 +19,7 @@ using test::TemporaryFolder;
 
 class Cut : public testing::Test {
  protected:
-  ThreadPool pool{2};
+  ThreadPool pool{1};
   Runtime rt{select_kernels(), pool};
   TemporaryFolder folder;
 

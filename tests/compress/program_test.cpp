@@ -1,0 +1,420 @@
+// `compress`, `profile`, `plan` and `cut` as a user runs them.
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <set>
+#include <thread>
+
+#include "file/gguf.h"
+#include "file/imatrix.h"
+#include "model/open.h"
+#include "support/folder.h"
+#include "support/made_model.h"
+#include "support/program.h"
+
+namespace mt {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+using test::bytes_of;
+using test::MadeModel;
+using test::Program;
+using test::run_program;
+using test::TemporaryFolder;
+
+using Words = std::vector<std::string>;
+
+// Little text, so that a run takes a fraction of a second.
+Words small(Words words) {
+  for (const char* w :
+       {"--windows", "6", "--proof-windows", "4", "--n-ctx", "40", "--measured", "6"})
+    words.push_back(w);
+  return words;
+}
+
+class CompressProgram : public testing::Test {
+ protected:
+  TemporaryFolder folder;
+  std::string model = copied("tiny_llama");
+
+  // Measurements lie beside a model: each test has its own copy.
+  std::string copied(const std::string& name) {
+    const std::string to = folder / (name + ".gguf");
+    fs::copy_file(std::string(MT_TEST_DATA) + "/" + name + ".gguf", to);
+    fs::permissions(to, fs::perms::owner_write, fs::perm_options::add);
+    return to;
+  }
+  std::set<std::string> files() const {
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder.path()))
+      names.insert(entry.path().filename().string());
+    return names;
+  }
+};
+
+#define EXPECT_SAYS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+TEST_F(CompressProgram, EverySizeIsKeptAndTheReportAgreesWithTheFile) {
+  for (const std::string size : {"200kB", "100KB", "80 kB", "64KiB", "60000"}) {
+    SCOPED_TRACE(size);
+    const std::string out = folder / "out.gguf";
+    const auto r = run_program(small({"compress", model, "--size", size, "-o", out, "--force",
+                                      "--json", "--plan", folder / "plan.json"}));
+    ASSERT_EQ(r.code, 0) << r.err;
+    const json report = json::parse(r.out);
+    const int64_t budget =
+        size == "64KiB" ? 65536 : std::stoll(size) * (size == "60000" ? 1 : 1000);
+    EXPECT_LE(int64_t(fs::file_size(out)), budget);
+    EXPECT_GT(int64_t(fs::file_size(out)), budget * 9 / 10);
+    EXPECT_EQ(report.at("output_bytes"), fs::file_size(out));
+    EXPECT_EQ(report.at("source_bytes"), fs::file_size(model));
+    EXPECT_GT(report.at("predicted_kl").get<double>(), 0);
+    const json& proof = report.at("comparisons").at(0);
+    EXPECT_GT(proof.at("kl_mean").at("value").get<double>(), 0);
+    EXPECT_FALSE(report.at("frontier").empty());
+    EXPECT_FALSE(report.at("places").empty());
+
+    const TensorFile file = read_gguf(out);
+    EXPECT_EQ(file.get_float("microtome.kl.measured"),
+              proof.at("kl_mean").at("value").get<double>());
+    EXPECT_EQ(file.get_float("microtome.kl.predicted"), report.at("predicted_kl").get<double>());
+    EXPECT_EQ(file.need_string("microtome.source.sha256"), report.at("source_sha256"));
+    EXPECT_EQ(file.need_string("microtome.goal"), "--size " + size);
+    for (const json& place : report.at("places"))
+      EXPECT_EQ(name(file.find_tensor(place.at("place").get<std::string>())->dtype),
+                place.at("to").get<std::string>());
+
+    const std::string page = bytes_of(folder / "out.html");
+    EXPECT_SAYS(page, report.at("output_sha256").get<std::string>());
+    EXPECT_EQ(json::parse(bytes_of(folder / "plan.json")).at("places").size(),
+              report.at("places").size());
+  }
+}
+
+TEST_F(CompressProgram, NothingIsOverwrittenUnasked) {
+  const std::string out = folder / "out.gguf";
+  test::write_bytes(out, "precious");
+  auto r = run_program(small({"compress", model, "--size", "80kB", "-o", out}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "--force");
+  EXPECT_EQ(bytes_of(out), "precious");
+  EXPECT_EQ(files(), (std::set<std::string>{"out.gguf", "tiny_llama.gguf"})) << "refused at once";
+
+  fs::remove(out);
+  test::write_bytes(folder / "out.html", "a page");
+  r = run_program(small({"compress", model, "--size", "80kB", "-o", out}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "out.html");
+  EXPECT_EQ(bytes_of(folder / "out.html"), "a page");
+  r = run_program(small({"compress", model, "--size", "80kB", "-o", out, "--no-html"}));
+  EXPECT_EQ(r.code, 0) << r.err;
+  r = run_program(small({"compress", model, "--size", "70kB", "-o", out, "--force"}));
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_LE(fs::file_size(out), 70'000u);
+
+  const std::string before = bytes_of(model);
+  fs::create_symlink(model, folder / "link.gguf");
+  fs::create_hard_link(model, folder / "hard.gguf");
+  for (const std::string& same : {model, folder / "link.gguf", folder / "hard.gguf"}) {
+    r = run_program(small({"compress", model, "--size", "80kB", "-o", same, "--force"}));
+    EXPECT_EQ(r.code, 2);
+    EXPECT_SAYS(r.err, "is the input");
+  }
+  EXPECT_EQ(bytes_of(model), before);
+  r = run_program(small({"compress", model, "--size", "80kB", "-o", folder / "no/such/out.gguf"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "does not exist");
+}
+
+TEST_F(CompressProgram, OneFileMayNotServeTwoPurposes) {
+  const std::string out = folder / "out.gguf";
+  for (const Words& clash : {Words{"--html", out}, Words{"--plan", out},
+                             Words{"--plan", folder / "out.html"}, Words{"--db", out}}) {
+    Words words = small({"compress", model, "--size", "80kB", "-o", out});
+    words.insert(words.end(), clash.begin(), clash.end());
+    const auto r = run_program(words);
+    EXPECT_EQ(r.code, 2) << clash[0] << " " << clash[1];
+    EXPECT_SAYS(r.err, "is named by both");
+    EXPECT_EQ(files(), (std::set<std::string>{"tiny_llama.gguf"}));
+  }
+  const auto r = run_program(
+      small({"plan", model, "--size", "80kB", "-o", out, "--tensor-types", folder / "./out.gguf"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "is named by both");
+}
+
+TEST_F(CompressProgram, ABoundOnTheLossHolds) {
+  for (const std::string bound : {"0.002", "0.01", "0.05", "0.2"}) {
+    const std::string out = folder / "out.gguf";
+    const auto r =
+        run_program(small({"compress", model, "--max-kl", bound, "-o", out, "--force", "--json"}));
+    ASSERT_EQ(r.code, 0) << r.err;
+    const json report = json::parse(r.out);
+    const double measured = report.at("comparisons").at(0).at("kl_mean").at("value");
+    EXPECT_LE(measured, std::stod(bound));
+    EXPECT_GT(measured, 0.5 * std::stod(bound)) << "bytes are given away";
+  }
+}
+
+TEST_F(CompressProgram, ThreadsDoNotChangeTheFile) {
+  const std::string one = folder / "one.gguf", three = folder / "three.gguf";
+  auto r = run_program(small({"compress", model, "--size", "75kB", "-o", one, "--threads", "1",
+                              "--db", folder / "one.db"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  r = run_program(small({"compress", model, "--size", "75kB", "-o", three, "--threads", "3", "--db",
+                         folder / "three.db"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(bytes_of(one), bytes_of(three));
+}
+
+TEST_F(CompressProgram, TwoAtOnceShareTheirMeasurements) {
+  for (const std::string name : {"tiny_llama_b", "tiny_qwen3"}) {
+    const std::string source = copied(name);
+    const auto alone =
+        run_program(small({"compress", source, "--size", "80kB", "-o", folder / "alone.gguf",
+                           "--force", "--db", folder / (name + ".alone.db")}));
+    ASSERT_EQ(alone.code, 0) << alone.err;
+    Program a(small({"compress", source, "--size", "80kB", "-o", folder / "a.gguf", "--force"}));
+    Program b(small({"compress", source, "--size", "80kB", "-o", folder / "b.gguf", "--force"}));
+    const auto ra = a.wait(), rb = b.wait();
+    EXPECT_EQ(ra.code, 0) << ra.err;
+    EXPECT_EQ(rb.code, 0) << rb.err;
+    EXPECT_EQ(bytes_of(folder / "a.gguf"), bytes_of(folder / "alone.gguf"));
+    EXPECT_EQ(bytes_of(folder / "b.gguf"), bytes_of(folder / "alone.gguf"));
+  }
+}
+
+TEST_F(CompressProgram, TextOfTheUsersOwn) {
+  std::string text;
+  std::mt19937 random(1);
+  for (int i = 0; i < 3000; ++i) text += i % 6 == 5 ? ' ' : char('a' + random() % 26);
+  test::write_bytes(folder / "a.txt", text);
+  std::reverse(text.begin(), text.end());
+  test::write_bytes(folder / "b.txt", text);
+  auto compress = [&](const std::string& out, const Words& more) {
+    Words words = small({"compress", model, "--size", "75kB", "-o", folder / out, "--json"});
+    words.insert(words.end(), more.begin(), more.end());
+    const auto r = run_program(words);
+    EXPECT_EQ(r.code, 0) << r.err;
+    return r.code ? json() : json::parse(r.out).at("comparisons").at(0);
+  };
+  const json both =
+      compress("both.gguf", {"--text", folder / "a.txt", "--text", (folder / "b.txt") + ":0.5"});
+  ASSERT_TRUE(both.is_object());
+  EXPECT_EQ(both.at("corpus"), "a.txt + b.txt (held out)");
+  EXPECT_EQ(both.at("n_windows"), 4);
+  const json one = compress("one.gguf", {"--text", folder / "a.txt"});
+  ASSERT_TRUE(one.is_object());
+  EXPECT_NE(one.at("corpus_sha256"), both.at("corpus_sha256"));
+  EXPECT_NE(bytes_of(folder / "one.gguf"), bytes_of(folder / "both.gguf"));
+  compress("again.gguf", {"--text", folder / "a.txt"});
+  EXPECT_EQ(bytes_of(folder / "again.gguf"), bytes_of(folder / "one.gguf"));
+
+  test::write_bytes(folder / "short.txt", "too short");
+  auto r = run_program(small({"compress", model, "--size", "75kB", "-o", folder / "x.gguf",
+                              "--text", folder / "short.txt"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "short.txt: text too short");
+  r = run_program(small({"compress", model, "--size", "75kB", "-o", folder / "x.gguf", "--text",
+                         folder / "none.txt"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "none.txt");
+  EXPECT_FALSE(fs::exists(folder / "x.gguf"));
+}
+
+TEST_F(CompressProgram, AnImportanceMatrixWeighsTheRounding) {
+  auto r = run_program(small({"profile", model, "--imatrix", folder / "m.gguf"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  const Imatrix m = read_imatrix(folder / "m.gguf");
+  EXPECT_EQ(m.entries.size(), 15u);  // all maps but the embedding
+  r = run_program(small({"plan", model, "--size", "65kB", "-o", folder / "plan.json"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  auto cut = [&](const std::string& out, const Words& more) {
+    Words words = small({"cut", model, folder / "plan.json", "-o", folder / out});
+    words.insert(words.end(), more.begin(), more.end());
+    const auto done = run_program(words);
+    EXPECT_EQ(done.code, 0) << done.err;
+    return read_gguf(folder / out);
+  };
+  const std::string down = "blk.1.ffn_down.weight";
+  auto bytes = [&](const TensorFile& f) {
+    const auto span = f.find_tensor(down)->data.bytes;
+    return std::string(reinterpret_cast<const char*>(span.data()), span.size());
+  };
+  const TensorFile by_matrix = cut("matrix.gguf", {"--imatrix", folder / "m.gguf", "--no-proof"});
+  const TensorFile by_profile = cut("profile.gguf", {"--no-proof"});
+  // Along a row the profile weighs by the same input moments; only the embedding and the rows'
+  // own weights differ, which a search inside blocks does not see.
+  EXPECT_EQ(bytes(by_matrix), bytes(by_profile));
+  Imatrix reversed = m;
+  for (auto& e : reversed.entries) std::reverse(e.in_sum2.begin(), e.in_sum2.end());
+  write_imatrix(folder.path() / "reversed.gguf", reversed);
+  EXPECT_NE(bytes(cut("reversed_out.gguf", {"--imatrix", folder / "reversed.gguf", "--no-proof"})),
+            bytes(by_matrix));
+  reversed.entries[0].in_sum2.pop_back();
+  write_imatrix(folder.path() / "wrong.gguf", reversed);
+  r = run_program(small({"cut", model, folder / "plan.json", "-o", folder / "x.gguf", "--imatrix",
+                         folder / "wrong.gguf"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, reversed.entries[0].tensor);
+}
+
+TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
+  auto r = run_program(small({"plan", model, "--size", "80kB", "-o", folder / "plan.json"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  const json plan = json::parse(bytes_of(folder / "plan.json"));
+  auto cut = [&](const json& edited, const Words& more = {}) {
+    test::write_bytes(folder / "edited.json", edited.dump());
+    Words words =
+        small({"cut", model, folder / "edited.json", "-o", folder / "out.gguf", "--force"});
+    words.insert(words.end(), more.begin(), more.end());
+    return run_program(words);
+  };
+  json edited = plan;
+  json& first = edited.at("places").at(2);
+  const std::string place = first.at("place");
+  first["dtype"] = first.at("dtype") == "Q4_1" ? "Q8_0" : "Q4_1";
+  first.erase("keep");
+  r = cut(edited);
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(name(read_gguf(folder / "out.gguf").find_tensor(place)->dtype),
+            first.at("dtype").get<std::string>());
+  // A cut of the same plan is the same file as compress makes of it.
+  r = cut(plan);
+  ASSERT_EQ(r.code, 0) << r.err;
+  r = run_program(small({"compress", model, "--size", "80kB", "-o", folder / "whole.gguf"}));
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(bytes_of(folder / "out.gguf"), bytes_of(folder / "whole.gguf"));
+
+  edited = plan;
+  edited.at("places").at(2)["dtype"] = "Q9_9";
+  r = cut(edited);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "Q9_9");
+  edited = plan;
+  edited.at("places").erase(2);
+  r = cut(edited);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, place);
+  edited = plan;
+  edited.at("places").at(2)["dtype"] = "Q4_K";  // rows of 64
+  edited.at("places").at(2).erase("keep");
+  r = cut(edited);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, place);
+
+  const std::string other = copied("tiny_qwen2");
+  r = run_program(small({"cut", other, folder / "plan.json", "-o", folder / "x.gguf"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "another model");
+  EXPECT_FALSE(fs::exists(folder / "x.gguf"));
+}
+
+// Root may write anywhere: what a user may not is tried as nobody.
+TEST_F(CompressProgram, AModelThatLiesReadOnlyIsMeasuredInTheCache) {
+  for (const char* sub : {"models", "cache", "work"}) fs::create_directory(folder.path() / sub);
+  fs::rename(model, folder / "models/m.gguf");
+  fs::permissions(folder.path(), fs::perms(0755));
+  fs::permissions(folder / "models/m.gguf", fs::perms(0644));
+  fs::permissions(folder / "models", fs::perms(0555));
+  fs::permissions(folder / "cache", fs::perms(0777));
+  fs::permissions(folder / "work", fs::perms(0777));
+  const test::ProgramSetting setting{.environment = {{"XDG_CACHE_HOME", folder / "cache"}},
+                                     .as_nobody = true};
+  auto r = run_program({"--version"}, setting);
+  if (r.code >= 126) GTEST_SKIP() << "nobody cannot run the program";
+  r = run_program(small({"compress", folder / "models/m.gguf", "--size", "80kB", "-o",
+                         folder / "work/out.gguf"}),
+                  setting);
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_TRUE(fs::exists(folder / "work/out.gguf"));
+  int n = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(folder / "cache"))
+    n += entry.path().string().ends_with(".microtome.db");
+  EXPECT_EQ(n, 1);
+  n = 0;
+  for (const auto& entry : fs::directory_iterator(folder / "models")) n += entry.exists();
+  EXPECT_EQ(n, 1) << "beside the model there is nothing new";
+
+  // A folder for the output that cannot be written is refused before any work is done.
+  fs::remove_all(folder / "cache/microtome");
+  r = run_program(small({"compress", folder / "models/m.gguf", "--size", "80kB", "-o",
+                         folder / "models/out.gguf"}),
+                  setting);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "cannot be written");
+  EXPECT_TRUE(fs::is_empty(folder / "cache"));
+  fs::permissions(folder / "models", fs::perms(0755));
+}
+
+TEST_F(CompressProgram, AFullDiskLeavesNoPartOfAFile) {
+  auto compress = [&](long largest) {
+    return run_program(small({"compress", model, "--size", "80kB", "-o", folder / "out.gguf",
+                              "--db", folder / "m.db", "--force"}),
+                       {.largest_file = largest});
+  };
+  // Everything is measured already: what fails is the output.
+  ASSERT_EQ(compress(-1).code, 0);
+  fs::remove(folder / "out.gguf");
+  fs::remove(folder / "out.html");
+  const auto before = files();
+  auto r = compress(50'000);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "out.gguf");
+  EXPECT_EQ(files(), before);
+  // An older file stays whole.
+  test::write_bytes(folder / "out.gguf", "older");
+  r = compress(50'000);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_EQ(bytes_of(folder / "out.gguf"), "older");
+  // No room for the measurements either.
+  fs::remove(folder / "m.db");
+  r = compress(50'000);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "m.db");
+  EXPECT_EQ(bytes_of(folder / "out.gguf"), "older");
+  // With room again it goes on where it was.
+  r = compress(-1);
+  EXPECT_EQ(r.code, 0) << r.err;
+}
+
+TEST_F(CompressProgram, SlowKilledAtAnyMomentItEndsWithTheSameBytes) {
+  auto words = [&](const std::string& out) {
+    return small({"compress", model, "--size", "70kB", "-o", folder / (out + ".gguf"), "--db",
+                  folder / (out + ".db"), "--force"});
+  };
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  auto r = run_program(words("whole"));
+  ASSERT_EQ(r.code, 0) << r.err;
+  const auto took = Clock::now() - start;
+  const std::string expected = bytes_of(folder / "whole.gguf");
+
+  const unsigned seed = std::random_device{}();
+  std::mt19937 random(seed);
+  int killed = 0;
+  for (int moment = 0; moment < 10; ++moment) {
+    const std::string out = "killed" + std::to_string(moment);
+    SCOPED_TRACE("seed " + std::to_string(seed) + ", " + out);
+    // Twice: the second kill meets what the first one left.
+    for (int again = 0; again < 2; ++again) {
+      Program program(words(out));
+      std::this_thread::sleep_for(took * (random() % 1000) / 1000);
+      program.kill();
+      killed += program.wait().code == 128 + SIGKILL;
+      if (fs::exists(folder / (out + ".gguf"))) {
+        EXPECT_EQ(bytes_of(folder / (out + ".gguf")), expected);
+      }
+    }
+    r = run_program(words(out));
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_EQ(bytes_of(folder / (out + ".gguf")), expected);
+  }
+  EXPECT_GE(killed, 5) << "the moments came too late to prove anything";
+}
+
+}  // namespace
+}  // namespace mt

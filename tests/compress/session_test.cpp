@@ -1,0 +1,195 @@
+#include "compress/session.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "plan/ask.h"
+#include "run/tiny.h"
+#include "support/folder.h"
+#include "support/made_model.h"
+
+namespace mt {
+namespace {
+
+using test::MadeModel;
+
+class SessionTest : public testing::Test {
+ protected:
+  ThreadPool pool{1};
+  Runtime rt{select_kernels(), pool};
+  test::TemporaryFolder folder;
+
+  // Little text, so that a session takes a fraction of a second.
+  SessionSettings small(const std::filesystem::path& model) {
+    return {.model = model,
+            .db = folder.path() / (model.filename().string() + ".db"),
+            .texts = {},
+            .n_ctx = 40,
+            .n_windows = 6,
+            .n_proof_windows = 4,
+            .types = default_types(),
+            .n_measured = 6,
+            .imatrix = {}};
+  }
+  std::filesystem::path tiny(const std::string& name) {
+    return std::string(MT_TEST_DATA) + "/" + name + ".gguf";
+  }
+};
+
+Goal size_goal(int64_t bytes) {
+  Goal goal;
+  goal.bytes = bytes;
+  goal.text = "--size " + std::to_string(bytes);
+  return goal;
+}
+
+TEST_F(SessionTest, PlansStayInTheirBudgetAndTheFileHasExactlyThePlannedBytes) {
+  for (const auto& name : kTinyModels) {
+    Session session(rt, small(tiny(name)));
+    const auto whole = int64_t(std::filesystem::file_size(tiny(name)));
+    double loss_before = -1;
+    for (double share : {1.0, 0.7, 0.4, 0.3, 0.2, 0.18}) {
+      SCOPED_TRACE(name + " " + std::to_string(share));
+      const auto budget = int64_t(double(whole) * share);
+      const Plan plan = session.plan(size_goal(budget));
+      EXPECT_LE(plan.predicted_bytes, budget);
+      EXPECT_EQ(plan.predicted_bytes, session.exact_bytes(plan));
+      EXPECT_GE(plan.predicted_kl, loss_before);
+      loss_before = plan.predicted_kl;
+      const Model cut = session.cut(plan);
+      const Comparison proof = session.prove(plan, cut);
+      EXPECT_TRUE(std::isfinite(proof.kl_mean.value));
+      const auto out = folder.path() / "out.gguf";
+      session.write(out, cut, plan, proof);
+      EXPECT_EQ(int64_t(std::filesystem::file_size(out)), session.exact_bytes(plan));
+      session.write(out, cut, plan, std::nullopt);
+      EXPECT_EQ(int64_t(std::filesystem::file_size(out)), session.exact_bytes(plan));
+      const Model opened = open_model(out.string());
+      for (const LinearMap* map : linear_maps(opened))
+        for (const Decision& d : plan.decisions)
+          if (d.place == map->name) {
+            EXPECT_EQ(map->weight.dtype, d.chosen.dtype) << map->name;
+          }
+    }
+    EXPECT_GT(loss_before, 0);
+    try {
+      session.plan(size_goal(10'000));
+      ADD_FAILURE() << "10 kB are too few";
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("fewest bytes reachable"), std::string::npos)
+          << e.what();
+    }
+  }
+}
+
+TEST_F(SessionTest, BitsPerWeightCountTheWholeFile) {
+  Session session(rt, small(tiny("tiny_llama")));
+  Goal goal;
+  goal.bits_per_weight = 9;
+  goal.text = "--bpw 9";
+  const Plan plan = session.plan(goal);
+  int64_t n = 0;
+  for (const LinearMap* map : linear_maps(session.model()))
+    n += map->weight.rows * map->weight.cols;
+  EXPECT_LE(8.0 * double(plan.predicted_bytes) / double(n), 9);
+  EXPECT_GT(8.0 * double(plan.predicted_bytes) / double(n), 8.5);
+}
+
+TEST_F(SessionTest, AUniformPlanGivesEveryMapItsFormat) {
+  Session session(rt, small(tiny("tiny_qwen3")));
+  Goal goal;
+  goal.uniform = Dtype::Q5_0;
+  goal.text = "--type Q5_0";
+  const Plan plan = session.plan(goal);
+  const Model cut = session.cut(plan);
+  for (const LinearMap* map : linear_maps(cut)) EXPECT_EQ(map->weight.dtype, Dtype::Q5_0);
+  EXPECT_EQ(plan.decisions.size(), linear_maps(cut).size());
+}
+
+TEST_F(SessionTest, WhatIsPredictedIsNearWhatIsMeasured) {
+  Session session(rt, small(tiny("tiny_llama")));
+  for (int64_t bytes : {90'000, 75'000, 65'000}) {
+    const Plan plan = session.plan(size_goal(bytes));
+    const Comparison proof = session.prove(plan, session.cut(plan));
+    EXPECT_GT(proof.kl_mean.value, plan.predicted_kl / 2) << bytes;
+    EXPECT_LT(proof.kl_mean.value, plan.predicted_kl * 2) << bytes;
+    EXPECT_LE(proof.kl_mean.low, proof.kl_mean.value);
+    EXPECT_GE(proof.kl_mean.high, proof.kl_mean.value);
+    EXPECT_EQ(proof.n_windows, 4);
+  }
+}
+
+TEST_F(SessionTest, MoreBytesLoseLess) {
+  Session session(rt, small(tiny("tiny_llama")));
+  const auto curve = session.frontier(8);
+  ASSERT_GE(curve.size(), 4u);
+  for (size_t i = 1; i < curve.size(); ++i) {
+    EXPECT_GT(curve[i].bytes, curve[i - 1].bytes);
+    EXPECT_LT(curve[i].predicted_kl, curve[i - 1].predicted_kl);
+  }
+}
+
+TEST_F(SessionTest, ASecondSessionFindsWhatTheFirstMeasured) {
+  const auto settings = small(tiny("tiny_llama"));
+  std::string first, second;
+  {
+    Session session(rt, settings);
+    first = to_json(session.plan(size_goal(80'000)));
+  }
+  const auto before = std::filesystem::last_write_time(settings.db);
+  {
+    Session session(rt, settings);
+    second = to_json(session.plan(size_goal(80'000)));
+  }
+  EXPECT_EQ(second, first);
+  EXPECT_EQ(std::filesystem::last_write_time(settings.db), before);
+  // From nothing, with another number of threads.
+  ThreadPool three(3);
+  auto elsewhere = settings;
+  elsewhere.db = folder.path() / "other.db";
+  Session other({rt.kernels, three}, elsewhere);
+  EXPECT_EQ(to_json(other.plan(size_goal(80'000))), first);
+}
+
+TEST_F(SessionTest, AMatrixHeldTwiceBecomesOne) {
+  test::make_model(
+      folder / "twice.gguf",
+      {.arch = "qwen2", .head = MadeModel::Head::rounded_embedding, .head_dtype = Dtype::Q8_0});
+  Session session(rt, small(folder / "twice.gguf"));
+  // The smallest file: whatever the prediction says, one tensor is fewer bytes than two.
+  const auto curve = session.frontier(6);
+  const Plan plan = session.plan(size_goal(curve.front().bytes));
+  EXPECT_EQ(plan.head, HeadPlan::tied);
+  const Model cut = session.cut(plan);
+  const Comparison proof = session.prove(plan, cut);
+  session.write(folder.path() / "one.gguf", cut, plan, proof);
+  const Model opened = open_model(folder / "one.gguf");
+  EXPECT_FALSE(opened.head);
+  EXPECT_EQ(opened.file->find_tensor("output.weight"), nullptr);
+  EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "one.gguf")), session.exact_bytes(plan));
+  // Much room: both are kept as they are.
+  EXPECT_EQ(session.plan(size_goal(1'000'000)).head, HeadPlan::as_source);
+  const Report report = session.report(plan, cut, proof);
+  EXPECT_EQ(report.places.size(), plan.decisions.size());
+}
+
+TEST_F(SessionTest, TheImatrixHoldsTheInputMoments) {
+  Session session(rt, small(tiny("tiny_llama")));
+  const Imatrix m = session.imatrix();
+  write_imatrix(folder.path() / "m.gguf", m);
+  const Imatrix read = read_imatrix(folder.path() / "m.gguf");
+  const Profile& profile = session.profile();
+  ASSERT_EQ(read.entries.size(), profile.maps.size());
+  for (const ImatrixEntry& e : read.entries) {
+    const auto& in2 = profile.maps.at(e.tensor).in2;
+    ASSERT_EQ(e.in_sum2.size(), in2.size());
+    EXPECT_EQ(e.count, double(profile.n_tokens));
+    for (size_t i = 0; i < in2.size(); ++i)
+      EXPECT_NEAR(double(e.in_sum2[i]) / e.count, in2[i], 1e-5 * double(in2[i]));
+  }
+}
+
+}  // namespace
+}  // namespace mt
