@@ -130,6 +130,11 @@ Dtype most_common(const Model& model) {
       ->first;
 }
 
+SharedBytes floats(const std::vector<float>& values) {
+  auto copy = std::make_shared<const std::vector<float>>(values);
+  return {copy, std::as_bytes(std::span(*copy))};
+}
+
 }  // namespace
 
 Output output_of(const Model& source, const Model& cut, const Receipt& receipt) {
@@ -159,6 +164,11 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
 
   std::map<std::string, const LinearMap*> maps;
   for (const LinearMap* map : linear_maps(cut)) maps[map->name] = map;
+  // Norms that were refined; the others keep the source's bytes.
+  std::map<std::string, SharedBytes> changed;
+  const auto before = norms(source), after = norms(cut);
+  for (size_t i = 0; i < after.size(); ++i)
+    if (*after[i].gain != *before[i].gain) changed[after[i].name] = floats(*after[i].gain);
   for (const Tensor& t : source.file->tensors) {
     auto it = maps.find(t.name);
     if (source.head && !cut.head && t.name == source.head->name) continue;
@@ -167,6 +177,10 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
     if (it != maps.end()) {
       s.dtype = it->second->weight.dtype;
       data = it->second->weight.data;
+    }
+    if (const auto norm = changed.find(t.name); norm != changed.end()) {
+      s.dtype = Dtype::F32;
+      data = norm->second;
     }
     s.produce = [data](const std::function<void(std::span<const std::byte>)>& write) {
       write(data.bytes);

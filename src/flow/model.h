@@ -36,7 +36,8 @@ struct Attention {
   float scale = 0;     // multiplies q.k
   int64_t window = 0;  // 0: all earlier positions; else the last `window` ones, itself included
   LinearMap q, k, v, o;
-  std::vector<float> q_norm, k_norm;  // per head RMSNorm before RoPE; empty: none
+  std::vector<float> q_norm, k_norm;     // per head RMSNorm before RoPE; empty: none
+  std::string q_norm_name, k_norm_name;  // GGUF names, where there are such norms
   double rope_base = 10000;
   bool rope_neox = false;  // pairs (i, i + d/2) rather than (2i, 2i+1)
   int64_t rope_dims = 0;
@@ -56,6 +57,7 @@ struct Site {
   std::string norm_name;         // GGUF name
   std::vector<float> norm;       // RMSNorm gain
   std::vector<float> post_norm;  // Gemma: RMSNorm of the update; empty: none
+  std::string post_norm_name;    // GGUF name, where there is one
   std::variant<Attention, Mlp> what;
 };
 
@@ -88,5 +90,16 @@ struct Model {
 // down), head where it is apart.
 std::vector<LinearMap*> linear_maps(Model& model);
 std::vector<const LinearMap*> linear_maps(const Model& model);
+
+// The gain of a norm under its GGUF name.
+template <class Gain>
+struct NamedNorm {
+  std::string name;
+  Gain* gain;
+};
+inline constexpr const char* kFinalNorm = "output_norm.weight";
+// Every norm of the model that is there: layers in order, the final one last.
+std::vector<NamedNorm<std::vector<float>>> norms(Model& model);
+std::vector<NamedNorm<const std::vector<float>>> norms(const Model& model);
 
 }  // namespace mt

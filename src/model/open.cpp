@@ -213,8 +213,10 @@ Model open_model(std::shared_ptr<const TensorFile> shared) {
     a.v = shelf.map(blk + "attn_v", n_kv * d_head, m.d_model);
     a.o = shelf.map(blk + "attn_output", m.d_model, n_heads * d_head);
     if (arch->qk_norm) {
-      a.q_norm = shelf.vector(blk + "attn_q_norm.weight", d_head, true);
-      a.k_norm = shelf.vector(blk + "attn_k_norm.weight", d_head, true);
+      a.q_norm_name = blk + "attn_q_norm.weight";
+      a.k_norm_name = blk + "attn_k_norm.weight";
+      a.q_norm = shelf.vector(a.q_norm_name, d_head, true);
+      a.k_norm = shelf.vector(a.k_norm_name, d_head, true);
     }
     a.rope_neox = arch->rope_neox;
     a.rope_dims = rope.dims;
@@ -234,6 +236,7 @@ Model open_model(std::shared_ptr<const TensorFile> shared) {
               .post_norm = arch->post_norms
                                ? shelf.vector(blk + "post_attention_norm.weight", m.d_model, true)
                                : std::vector<float>{},
+              .post_norm_name = blk + "post_attention_norm.weight",
               .what = std::move(a)};
     Site mlp{.place = fmt::format("{}.mlp", l),
              .norm_name = blk + "ffn_norm.weight",
@@ -241,6 +244,7 @@ Model open_model(std::shared_ptr<const TensorFile> shared) {
              .post_norm = arch->post_norms
                               ? shelf.vector(blk + "post_ffw_norm.weight", m.d_model, true)
                               : std::vector<float>{},
+             .post_norm_name = blk + "post_ffw_norm.weight",
              .what = std::move(f)};
     m.steps.push_back({.layer = l, .sites = {}});
     m.steps.back().sites.push_back(std::move(attn));

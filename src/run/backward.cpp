@@ -130,7 +130,10 @@ class Pass {
     } else {
       MatrixBuffer raw(n_, model_.d_model);
       matmul(rt_, Path::exact, input, last, raw);
-      rms_norm_backward(rt_, raw, s.post_norm, model_.norm_epsilon, d, du, nullptr);
+      std::vector<float> dgain(s.post_norm.size(), 0.0f);
+      rms_norm_backward(rt_, raw, s.post_norm, model_.norm_epsilon, d, du,
+                        taps_.norm ? dgain.data() : nullptr);
+      if (taps_.norm) taps_.norm(s.post_norm_name, dgain);
     }
     return du;
   }
@@ -177,6 +180,8 @@ class Pass {
       heads_backward(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, back.data(), raw_k.row(t),
                      dk.row(t), dgain_k.data());
     }
+    if (taps_.norm && !a.q_norm.empty()) taps_.norm(a.q_norm_name, dgain_q);
+    if (taps_.norm && !a.k_norm.empty()) taps_.norm(a.k_norm_name, dgain_k);
     through(a.q, normed, dq, dnormed);
     through(a.k, normed, dk, dnormed);
     through(a.v, normed, dv, dnormed);
@@ -250,13 +255,14 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
     }
     loss(t, h, l);
     for (size_t i = 0; i < slope.size(); ++i) l.data[i] *= slope[i];
+    if (taps.head) taps.head(model.head_map(), h, l);
     matmul_backward(rt, l, model.head_map(), dhidden.view().slice_rows(t, t + rows));
   }
 
   std::vector<float> dgain(static_cast<size_t>(d), 0.0f);
   rms_norm_backward(rt, streams.back(), model.final_norm, model.norm_epsilon, dhidden, dhidden,
                     taps.norm ? dgain.data() : nullptr);
-  if (taps.norm) taps.norm("output_norm.weight", dgain);
+  if (taps.norm) taps.norm(kFinalNorm, dgain);
   streams.pop_back();
   Pass pass(rt, model, n, taps);
   for (size_t i = model.steps.size(); i-- > 0;) {

@@ -14,10 +14,15 @@ using NormTap = std::function<void(const std::string& norm, std::span<const floa
 // d loss / d (embedding row as it enters the stream, before any scale): [n_tokens, d_model].
 using EmbedTap = std::function<void(std::span<const int32_t> tokens, ConstMatrix d_embedding)>;
 
+// The head alike, in slices of rows: x:[rows,d_model] is the normed final stream,
+// dy:[rows,n_vocab] the gradient before any soft cap.
+using HeadTap = std::function<void(const LinearMap& map, ConstMatrix x, ConstMatrix dy)>;
+
 struct BackwardTaps {
   MapTap map;      // every map of the layers, last layer first; not the head
   NormTap norm;    // may be empty
   EmbedTap embed;  // may be empty
+  HeadTap head;    // may be empty
 };
 
 // Fills dlogits from logits for rows first .. first+rows-1 of the window. Called for slices of

@@ -1,0 +1,29 @@
+#pragma once
+#include <span>
+
+#include "flow/model.h"
+#include "run/forward.h"
+
+namespace mt {
+
+// f16 fields of a weight: scale_offsets of every block, row after row.
+int64_t n_fields(const Weight& w);
+// In the order row, block, field.
+void read_fields(const Weight& w, std::span<float> fields);
+// Rounds to nearest even; `bytes` are those of a weight of this shape and format.
+void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fields,
+                  std::span<std::byte> bytes);
+
+// gradient[f] += d loss / d field f, where dW = dy^T x: every decoded value is linear in its
+// fields, so this is sum_i dW_i * basis_i over the block, basis being the block decoded with that
+// field 1 and the others 0. dW exists 32 rows by 256 columns at a time. x:[n,in]  dy:[n,out]
+// The same bits for any number of threads.
+void add_field_gradient(const Runtime& rt, const Weight& w, ConstMatrix x, ConstMatrix dy,
+                        std::span<float> gradient);
+
+// The same for a matrix that is read row by row (an embedding): dW[rows[t],:] += d[t,:].
+// d:[rows.size(), in]
+void add_row_field_gradient(const Weight& w, std::span<const int32_t> rows, ConstMatrix d,
+                            std::span<float> gradient);
+
+}  // namespace mt

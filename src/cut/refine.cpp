@@ -1,0 +1,310 @@
+#include "cut/refine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numbers>
+#include <set>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/progress.h"
+#include "base/random.h"
+#include "cut/field_gradient.h"
+#include "cut/refine_state.h"
+#include "run/backward.h"
+
+namespace mt {
+namespace {
+
+// Hidden states of the original are kept for windows that come again, up to so many bytes.
+constexpr int64_t kHiddenBytes = 256 << 20;
+
+// A tensor's parameters: a range of the flat arrays.
+struct Range {
+  size_t begin, count;
+};
+struct FreeWeight {
+  LinearMap* map;
+  Range range;
+  std::shared_ptr<AlignedBuffer<std::byte>> bytes;
+};
+struct FreeNorm {
+  std::vector<float>* gain;
+  Range range;
+};
+
+class Refinement {
+ public:
+  Refinement(const Runtime& rt, const Model& original, Model& cut, const RefineSettings& settings)
+      : rt_(rt), original_(original), cut_(cut), settings_(settings) {
+    collect();
+  }
+
+  RefineState& state() { return state_; }
+  int64_t n_scales() const { return static_cast<int64_t>(n_scales_); }
+  int64_t n_norms() const { return static_cast<int64_t>(state_.master.size() - n_scales_); }
+
+  // Loss of the window under the current parameters; fills the gradient.
+  double gradient(int64_t window, std::span<const int32_t> tokens) {
+    std::fill(gradient_.begin(), gradient_.end(), 0.0f);
+    const MatrixBuffer fresh = hidden(window, tokens);
+    const ConstMatrix target = hidden_.contains(window) ? hidden_.at(window) : fresh;
+    const int64_t n = std::ssize(tokens);
+    std::vector<double> losses(tokens.size());
+    MatrixBuffer expected;
+    BackwardTaps taps;
+    taps.map = taps.head = [&](const LinearMap& map, ConstMatrix x, ConstMatrix dy) {
+      if (const auto it = weights_.find(map.name); it != weights_.end())
+        add_field_gradient(rt_, map.weight, x, dy, part(it->second.range));
+    };
+    taps.norm = [&](const std::string& norm, std::span<const float> d) {
+      const auto it = norms_.find(norm);
+      if (it == norms_.end()) return;
+      std::span<float> g = part(it->second.range);
+      for (size_t i = 0; i < g.size(); ++i) g[i] += d[i];
+    };
+    taps.embed = [&](std::span<const int32_t> rows, ConstMatrix d) {
+      const auto it = weights_.find(cut_.embedding.name);
+      if (it != weights_.end())
+        add_row_field_gradient(cut_.embedding.weight, rows, d, part(it->second.range));
+    };
+    backward(
+        rt_, cut_, tokens,
+        [&](int64_t first, ConstMatrix, Matrix l) {
+          if (expected.rows() < l.rows) expected = MatrixBuffer(l.rows, l.cols);
+          const Matrix e = expected.view().slice_rows(0, l.rows);
+          const int64_t d = original_.d_model;
+          logits(rt_, original_, Path::exact, {target.row(first), l.rows, d, target.stride}, e);
+          kl_gradient(
+              rt_, e, l, 1.0f / static_cast<float>(n),
+              std::span(losses).subspan(static_cast<size_t>(first), static_cast<size_t>(l.rows)));
+        },
+        taps);
+    double sum = 0;
+    for (double loss : losses) sum += loss;
+    return sum / double(n);
+  }
+
+  // Adam on every parameter; the model then reads the rounded masters.
+  void descend(int64_t step) {
+    const double rate = rate_of(step);
+    const double correct1 = 1 - std::pow(settings_.beta1, double(step + 1));
+    const double correct2 = 1 - std::pow(settings_.beta2, double(step + 1));
+    const auto b1 = static_cast<float>(settings_.beta1), b2 = static_cast<float>(settings_.beta2);
+    const auto c1 = static_cast<float>(1 / correct1), c2 = static_cast<float>(1 / correct2);
+    constexpr float kEpsilon = 1e-14f;
+    constexpr int64_t kPiece = 1 << 14;
+    const int64_t count = std::ssize(state_.master);
+    rt_.pool.parallel_for(ceil_div(count, kPiece), [&](int64_t piece, int) {
+      for (int64_t j = piece * kPiece; j < std::min(count, (piece + 1) * kPiece); ++j) {
+        const auto i = static_cast<size_t>(j);
+        // By the logarithm of the parameter: relative steps, and comparable gradients.
+        const float g = gradient_[i] * size_[i];
+        float& m = state_.mean[i];
+        float& v = state_.square[i];
+        m = b1 * m + (1 - b1) * g;
+        v = b2 * v + (1 - b2) * g * g;
+        const double most = i < n_scales_ ? settings_.scale_step : settings_.norm_step;
+        const float move =
+            static_cast<float>(rate * most) * (m * c1) / (std::sqrt(v * c2) + kEpsilon);
+        state_.master[i] -= move * size_[i];
+      }
+    });
+    publish();
+  }
+
+  // The masters' roundings into the model.
+  void publish() {
+    for (auto& [name, w] : weights_)
+      write_fields(rt_, w.map->weight, part(state_.master, w.range), *w.bytes);
+    for (auto& [name, n] : norms_) {
+      const auto values = part(state_.master, n.range);
+      std::copy(values.begin(), values.end(), n.gain->begin());
+    }
+  }
+
+  std::map<std::string, std::vector<float>> by_tensor() {
+    std::map<std::string, std::vector<float>> all;
+    auto add = [&](const std::string& name, Range range) {
+      const auto g = part(range);
+      all[name].assign(g.begin(), g.end());
+    };
+    for (const auto& [name, w] : weights_) add(name, w.range);
+    for (const auto& [name, n] : norms_) add(name, n.range);
+    return all;
+  }
+
+ private:
+  void collect() {
+    std::set<const std::byte*> originals;
+    for (const LinearMap* map : linear_maps(original_))
+      originals.insert(map->weight.data.bytes.data());
+    size_t count = 0;
+    auto range = [&](size_t n) {
+      count += n;
+      return Range{count - n, n};
+    };
+    for (LinearMap* map : linear_maps(cut_)) {
+      Weight& w = map->weight;
+      if (scale_offsets(w.dtype).empty()) continue;
+      if (!settings_.kept && originals.contains(w.data.bytes.data())) continue;
+      auto own = std::make_shared<AlignedBuffer<std::byte>>(static_cast<size_t>(w.bytes()));
+      std::copy_n(w.data.bytes.data(), w.bytes(), own->data());
+      w.data = {own, std::span<const std::byte>(own->data(), own->size())};
+      weights_[map->name] = {map, range(static_cast<size_t>(n_fields(w))), own};
+    }
+    n_scales_ = count;
+    for (const auto& norm : norms(cut_)) {
+      const Tensor* tensor = cut_.file->find_tensor(norm.name);
+      if (!tensor || tensor->dtype != Dtype::F32) continue;
+      norms_[norm.name] = {norm.gain, range(norm.gain->size())};
+    }
+    state_.master.resize(count);
+    state_.mean.resize(count);
+    state_.square.resize(count);
+    gradient_.resize(count);
+    for (auto& [name, w] : weights_) read_fields(w.map->weight, part(state_.master, w.range));
+    for (auto& [name, n] : norms_)
+      std::copy(n.gain->begin(), n.gain->end(), part(state_.master, n.range).begin());
+    size_.resize(count);
+    for (size_t i = 0; i < count; ++i) size_[i] = std::fabs(state_.master[i]);
+  }
+
+  std::span<float> part(Range r) { return part(gradient_, r); }
+  static std::span<float> part(std::vector<float>& all, Range r) {
+    return std::span(all).subspan(r.begin, r.count);
+  }
+
+  double rate_of(int64_t step) const {
+    const double up =
+        settings_.warm_up > 0 ? std::min(1.0, double(step + 1) / double(settings_.warm_up)) : 1.0;
+    const double turn = std::numbers::pi * double(step) / double(settings_.steps);
+    const double low = settings_.decay_to;
+    return up * (low + (1 - low) * 0.5 * (1 + std::cos(turn)));
+  }
+
+  // The original's normed final stream; kept where there is room, else returned.
+  MatrixBuffer hidden(int64_t window, std::span<const int32_t> tokens) {
+    if (hidden_.contains(window)) return {};
+    KvCache cache(original_, 1, std::ssize(tokens));
+    const Chunk chunk{0, tokens};
+    MatrixBuffer out = forward(rt_, original_, cache, {&chunk, 1});
+    const int64_t bytes = out.rows() * out.cols() * int64_t{sizeof(float)};
+    if (kept_bytes_ + bytes > kHiddenBytes) return out;
+    kept_bytes_ += bytes;
+    hidden_.emplace(window, std::move(out));
+    return {};
+  }
+
+  const Runtime& rt_;
+  const Model& original_;
+  Model& cut_;
+  const RefineSettings& settings_;
+  std::map<std::string, FreeWeight> weights_;
+  std::map<std::string, FreeNorm> norms_;
+  size_t n_scales_ = 0;  // the first so many parameters; norms follow
+  RefineState state_;
+  std::vector<float> gradient_, size_;
+  std::map<int64_t, MatrixBuffer> hidden_;
+  int64_t kept_bytes_ = 0;
+};
+
+// The window of a step: every pass over the windows in an order of its own.
+int64_t window_of(int64_t step, int64_t n, uint64_t seed) {
+  const auto pass = static_cast<uint64_t>(step / n);
+  std::vector<int64_t> order(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) order[static_cast<size_t>(i)] = i;
+  for (int64_t i = n - 1; i > 0; --i)
+    std::swap(
+        order[static_cast<size_t>(i)],
+        order[random_bits(seed, pass, static_cast<uint64_t>(i)) % static_cast<uint64_t>(i + 1)]);
+  return order[static_cast<size_t>(step % n)];
+}
+
+double mean(std::span<const double> values) {
+  double sum = 0;
+  for (double v : values) sum += v;
+  return values.empty() ? 0 : sum / double(values.size());
+}
+
+size_t tenth(size_t n) {
+  return std::min(n, std::max<size_t>(1, n / 10));
+}
+
+}  // namespace
+
+double Refined::first_loss() const {
+  return mean(std::span(losses).first(tenth(losses.size())));
+}
+double Refined::last_loss() const {
+  return mean(std::span(losses).last(tenth(losses.size())));
+}
+
+KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
+                 std::span<const int32_t> window, bool kept) {
+  Model copy = cut;
+  RefineSettings settings;
+  settings.kept = kept;
+  Refinement work(rt, original, copy, settings);
+  KlSlope slope;
+  slope.loss = work.gradient(0, window);
+  slope.by_tensor = work.by_tensor();
+  return slope;
+}
+
+void kl_gradient(const Runtime& rt, Matrix original, Matrix cut, float weight,
+                 std::span<double> losses) {
+  const Kernels& k = rt.kernels;
+  const int64_t n = cut.cols;
+  assert(original.rows == cut.rows && original.cols == n && std::ssize(losses) == cut.rows);
+  rt.pool.parallel_for(cut.rows, [&](int64_t t, int) {
+    float* p = original.row(t);
+    float* q = cut.row(t);
+    std::vector<float> difference(static_cast<size_t>(n));  // log p - log q, less a constant
+    for (int64_t v = 0; v < n; ++v) difference[static_cast<size_t>(v)] = p[v] - q[v];
+    const float top_p = k.max(p, n), top_q = k.max(q, n);
+    const double sum_p = k.exp_sum(p, n, top_p), sum_q = k.exp_sum(q, n, top_q);
+    double loss = 0;
+    for (int64_t v = 0; v < n; ++v)
+      if (p[v] > 0) loss += double(p[v]) * double(difference[static_cast<size_t>(v)]);
+    const double constant = double(top_p) + std::log(sum_p) - double(top_q) - std::log(sum_q);
+    losses[static_cast<size_t>(t)] = loss / sum_p - constant;
+    const auto scale_p = static_cast<float>(1 / sum_p), scale_q = static_cast<float>(1 / sum_q);
+    for (int64_t v = 0; v < n; ++v) q[v] = (q[v] * scale_q - p[v] * scale_p) * weight;
+  });
+}
+
+Refined refine(const Runtime& rt, const Model& original, const Model& cut,
+               const std::vector<std::vector<int32_t>>& windows, const RefineSettings& settings) {
+  if (windows.empty()) throw_error("refinement: there is no window of text");
+  if (original.n_vocab != cut.n_vocab)
+    throw_error("refinement: the original's vocabulary has {} tokens, the cut's {}",
+                original.n_vocab, cut.n_vocab);
+  Refined result{.model = cut, .losses = {}};
+  Refinement work(rt, original, result.model, settings);
+  result.n_scales = work.n_scales();
+  result.n_norms = work.n_norms();
+  RefineState& state = work.state();
+  const bool keeps = !settings.checkpoint.empty();
+  const std::string key = keeps ? refine_key(original, cut, windows, settings) : std::string();
+  if (keeps && load_refine_state(settings.checkpoint, key, state)) work.publish();
+
+  Progress progress("refining", static_cast<uint64_t>(settings.steps));
+  progress.advance(state.losses.size());
+  while (std::ssize(state.losses) < settings.steps) {
+    const int64_t step = std::ssize(state.losses);
+    const int64_t w = window_of(step, std::ssize(windows), settings.seed);
+    const double loss = work.gradient(w, windows[static_cast<size_t>(w)]);
+    work.descend(step);
+    state.losses.push_back(loss);
+    if (keeps && ((step + 1) % settings.checkpoint_every == 0 || step + 1 == settings.steps))
+      save_refine_state(settings.checkpoint, key, state);
+    progress.advance();
+    if (settings.after_step) settings.after_step(step + 1, loss);
+  }
+  result.losses = state.losses;
+  return result;
+}
+
+}  // namespace mt

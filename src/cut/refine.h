@@ -1,0 +1,68 @@
+#pragma once
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "flow/model.h"
+#include "run/forward.h"
+
+namespace mt {
+
+struct RefineSettings {
+  int64_t steps = 80;  // one window each
+  uint64_t seed = 1;   // of the order of the windows
+  // How far a parameter moves in a step, relative to its own size at the start.
+  double scale_step = 5e-4;
+  double norm_step = 1e-3;
+  double beta1 = 0.9, beta2 = 0.98;
+  int64_t warm_up = 10;    // steps in which the step size rises to its full value
+  double decay_to = 0.02;  // share of the step size that a half cosine leaves at the end
+  bool kept = false;       // tensors that still are the original's bytes are refined too
+  // Where the state lies between runs; empty: nowhere. A run that finds the state of a run with
+  // the same models, windows and settings goes on from there and ends with the same bytes; any
+  // other state is overwritten. The caller removes the file when it is no longer wanted.
+  std::filesystem::path checkpoint;
+  int64_t checkpoint_every = 20;
+  // Called after every step with the number of steps done and the step's loss; may be empty.
+  std::function<void(int64_t done, double loss)> after_step;
+};
+
+struct Refined {
+  Model model;                 // its refined weights lie in memory of their own
+  std::vector<double> losses;  // of every step, before it: mean KL over the window, nats a token
+  int64_t n_scales = 0, n_norms = 0;  // parameters that were free
+
+  // Means over the first and the last tenth of the steps: different windows, so a rough guide.
+  double first_loss() const;
+  double last_loss() const;
+};
+
+// Gradient descent on the block scales (the f16 fields of scale_offsets) and on the f32 norms of a
+// cut, against the mean over all positions of a window of KL(original || cut): Adam (Kingma and
+// Ba 2015) with warm-up and cosine decay, steps relative to each parameter's size, on f32 masters
+// whose rounding to f16 the model reads. Codes, sub-block scales and biases stay. Windows come in
+// a seeded order, each as often as the others. The same bytes for any number of threads.
+// Norms that the original's file does not hold as F32 stay. Throws Error as forward does, where
+// the vocabularies differ, where there is no window or the checkpoint cannot be written.
+Refined refine(const Runtime& rt, const Model& original, const Model& cut,
+               const std::vector<std::vector<int32_t>>& windows, const RefineSettings& settings);
+
+// Loss of one window and its gradient by every field (in the order of read_fields) and gain that
+// refine would move, under the tensors' names.
+struct KlSlope {
+  double loss = 0;
+  std::map<std::string, std::vector<float>> by_tensor;
+};
+KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
+                 std::span<const int32_t> window, bool kept = false);
+
+// KL(original || cut) of every row; replaces the cut's logits by the gradient of
+// sum over rows of KL times `weight`: (softmax(cut) - softmax(original)) * weight.
+// original is overwritten. losses[row] receives each row's KL. Both: [rows, n_vocab]
+void kl_gradient(const Runtime& rt, Matrix original, Matrix cut, float weight,
+                 std::span<double> losses);
+
+}  // namespace mt

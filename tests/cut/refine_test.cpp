@@ -1,0 +1,314 @@
+#include "cut/refine.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "base/error.h"
+#include "cut/cut.h"
+#include "cut/encode.h"
+#include "cut/field_gradient.h"
+#include "run/tiny.h"
+
+namespace mt {
+namespace {
+
+using Windows = std::vector<std::vector<int32_t>>;
+
+Windows random_windows(int64_t n_vocab, int n, int length, uint32_t seed) {
+  std::mt19937 random(seed);
+  Windows windows(static_cast<size_t>(n));
+  for (auto& w : windows)
+    for (int i = 0; i < length; ++i)
+      w.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(n_vocab)));
+  return windows;
+}
+
+// Every map in the next format of the list that fits its rows.
+Model cut_to(const Runtime& rt, const Model& model, const std::vector<Dtype>& formats) {
+  Model cut = model;
+  size_t next = 0;
+  for (LinearMap* map : linear_maps(cut)) {
+    while (map->weight.cols % info(formats[next % formats.size()]).block_length) ++next;
+    map->weight = encode_weight(rt, map->weight, formats[next++ % formats.size()],
+                                row_weights(nullptr, map->name, Role::map));
+  }
+  return cut;
+}
+
+double kl(const Runtime& rt, const Model& original, const Model& cut, const Windows& windows) {
+  double sum = 0;
+  for (const auto& w : windows) {
+    MatrixBuffer p = all_logits(rt, original, w), q = all_logits(rt, cut, w);
+    for (int64_t t = 0; t < p.rows(); ++t) {
+      double zp = 0, zq = 0, loss = 0;
+      for (int64_t v = 0; v < p.cols(); ++v) {
+        zp += std::exp(double(p.row(t)[v]));
+        zq += std::exp(double(q.row(t)[v]));
+      }
+      for (int64_t v = 0; v < p.cols(); ++v) {
+        const double lp = double(p.row(t)[v]) - std::log(zp);
+        const double lq = double(q.row(t)[v]) - std::log(zq);
+        loss += std::exp(lp) * (lp - lq);
+      }
+      sum += loss / double(p.rows());
+    }
+  }
+  return sum / double(windows.size());
+}
+
+bool same(const Model& a, const Model& b) {
+  const auto ma = linear_maps(a), mb = linear_maps(b);
+  for (size_t i = 0; i < ma.size(); ++i)
+    if (std::memcmp(ma[i]->weight.data.bytes.data(), mb[i]->weight.data.bytes.data(),
+                    static_cast<size_t>(ma[i]->weight.bytes())))
+      return false;
+  const auto na = norms(a), nb = norms(b);
+  for (size_t i = 0; i < na.size(); ++i)
+    if (*na[i].gain != *nb[i].gain) return false;
+  return true;
+}
+
+class RefineTest : public testing::Test {
+ protected:
+  ThreadPool pool_{2};
+  Runtime rt_{select_kernels(), pool_};
+};
+
+// dW = dy^T x in f64, the basis of a field by difference of two decodings: no code shared.
+TEST_F(RefineTest, FieldGradientsOfEveryFormatEqualTheWholeMatrix) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  auto filled = [&](int64_t rows, int64_t cols) {
+    MatrixBuffer m(rows, cols);
+    for (int64_t i = 0; i < rows * cols; ++i) m.data()[i] = normal(random);
+    return m;
+  };
+  const int64_t n = 300, out = 37, in = 512;  // odd panels, more tokens than one pass sums
+  const MatrixBuffer x = filled(n, in), dy = filled(n, out), values = filled(out, in);
+  std::vector<double> dw(static_cast<size_t>(out * in));
+  for (int64_t t = 0; t < n; ++t)
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t i = 0; i < in; ++i)
+        dw[static_cast<size_t>(o * in + i)] += double(dy.row(t)[o]) * double(x.row(t)[i]);
+  for (const DtypeInfo& f : all_dtypes()) {
+    const auto offsets = scale_offsets(f.dtype);
+    if (offsets.empty() || !f.encodes) continue;
+    Weight w{.rows = out, .cols = in, .dtype = f.dtype, .data = {}};
+    std::vector<std::byte> bytes(static_cast<size_t>(w.bytes()));
+    const int64_t length = row_bytes(f.dtype, in);
+    for (int64_t o = 0; o < out; ++o)
+      encode_row(f.dtype, values.row(o), nullptr, bytes.data() + o * length, in);
+    w.data.bytes = bytes;
+    std::vector<float> gradient(static_cast<size_t>(n_fields(w)), 1.0f);
+    add_field_gradient(rt_, w, x, dy, gradient);
+    size_t at = 0;
+    for (int64_t o = 0; o < out; ++o)
+      for (int64_t b = 0; b < in / f.block_length; ++b)
+        for (int offset : offsets) {
+          std::byte* block = bytes.data() + o * length + b * f.block_bytes;
+          std::vector<std::byte> high(block, block + f.block_bytes), low = high;
+          const uint16_t two = float_to_half(2), one = float_to_half(1);
+          std::memcpy(&high[static_cast<size_t>(offset)], &two, 2);
+          std::memcpy(&low[static_cast<size_t>(offset)], &one, 2);
+          std::vector<float> h(static_cast<size_t>(f.block_length)), l = h;
+          decode_row(f.dtype, high.data(), h.data(), f.block_length);
+          decode_row(f.dtype, low.data(), l.data(), f.block_length);
+          double expected = 1, magnitude = 0;
+          for (int64_t i = 0; i < f.block_length; ++i) {
+            const double term = dw[static_cast<size_t>(o * in + b * f.block_length + i)] *
+                                double(h[static_cast<size_t>(i)] - l[static_cast<size_t>(i)]);
+            expected += term;
+            magnitude += std::fabs(term);
+          }
+          ASSERT_NEAR(double(gradient[at++]), expected, 1e-4 * magnitude + 1e-4)
+              << f.name << " row " << o << " block " << b;
+        }
+    EXPECT_EQ(at, gradient.size());
+  }
+}
+
+TEST_F(RefineTest, GradientsOfFieldsAndNormsAgreeWithCentralDifferences) {
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    Model cut = cut_to(rt_, model,
+                       {Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_1, Dtype::IQ4_NL, Dtype::Q2_0,
+                        Dtype::Q8_0, Dtype::Q5_0, Dtype::Q1_0});
+    const Windows windows = random_windows(model.n_vocab, 1, 40, 5);
+    const KlSlope slope = kl_slope(rt_, model, cut, windows[0]);
+    EXPECT_NEAR(slope.loss, kl(rt_, model, cut, windows), 1e-5) << name;
+    EXPECT_EQ(slope.by_tensor.size(), linear_maps(cut).size() + norms(cut).size()) << name;
+    double scale = 0;  // of a relative change
+    auto check = [&](double analytic, double up, double down, double step,
+                     const std::string& what) {
+      const double numeric = (up - down) / step;
+      EXPECT_NEAR(analytic, numeric, 0.03 * std::fabs(numeric) + 2e-5 * scale)
+          << name << " " << what;
+    };
+    for (LinearMap* map : linear_maps(cut)) {
+      const Weight before = map->weight;
+      const auto& g = slope.by_tensor.at(map->name);
+      std::vector<float> fields(g.size());
+      ASSERT_EQ(n_fields(before), std::ssize(g));
+      read_fields(before, fields);
+      size_t top = 0;
+      for (size_t i = 0; i < g.size(); ++i)
+        if (std::fabs(g[i] * fields[i]) > std::fabs(g[top] * fields[top])) top = i;
+      for (size_t i : {top, g.size() / 3, g.size() - 1}) {
+        // The step in f16, so that what is decoded is what is differenced.
+        const float high = half_to_float(float_to_half(fields[i] * 1.02f));
+        const float low = half_to_float(float_to_half(fields[i] * 0.98f));
+        if (high == low) continue;
+        auto with = [&](float value) {
+          auto moved = fields;
+          moved[i] = value;
+          auto bytes = std::make_shared<AlignedBuffer<std::byte>>(size_t(before.bytes()));
+          std::copy_n(before.data.bytes.data(), before.bytes(), bytes->data());
+          write_fields(rt_, before, moved, *bytes);
+          map->weight.data = {bytes, std::span<const std::byte>(bytes->data(), bytes->size())};
+          const double loss = kl(rt_, model, cut, windows);
+          map->weight = before;
+          return loss;
+        };
+        scale = 1 / std::fabs(double(fields[i]));
+        check(g[i], with(high), with(low), double(high) - double(low),
+              map->name + " field " + std::to_string(i));
+      }
+    }
+    for (const auto& norm : norms(cut)) {
+      const auto& g = slope.by_tensor.at(norm.name);
+      for (size_t i : {size_t{0}, g.size() / 2, g.size() - 1}) {
+        const float value = (*norm.gain)[i], h = 0.01f;
+        (*norm.gain)[i] = value + h;
+        const double up = kl(rt_, model, cut, windows);
+        (*norm.gain)[i] = value - h;
+        const double down = kl(rt_, model, cut, windows);
+        (*norm.gain)[i] = value;
+        scale = 1;
+        check(g[i], up, down, 2 * double(h), norm.name + " gain " + std::to_string(i));
+      }
+    }
+  }
+}
+
+RefineSettings quick(int64_t steps) {
+  RefineSettings s;
+  s.steps = steps;
+  s.scale_step = 4e-3;  // few parameters, few steps
+  s.norm_step = 4e-3;
+  s.warm_up = 4;
+  return s;
+}
+
+TEST_F(RefineTest, LowersTheLossOnTextItHasNotSeen) {
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    const Windows seen = random_windows(model.n_vocab, 16, 64, 1);
+    const Windows held_out = random_windows(model.n_vocab, 4, 64, 2);
+    for (Dtype format : {Dtype::Q4_0, Dtype::Q4_1, Dtype::Q2_0}) {
+      const Model cut = cut_to(rt_, model, {format, Dtype::IQ4_NL});
+      const double before = kl(rt_, model, cut, held_out);
+      const Refined refined = refine(rt_, model, cut, seen, quick(48));
+      const double after = kl(rt_, model, refined.model, held_out);
+      EXPECT_LT(after, 0.9 * before) << name << " " << mt::name(format);
+      EXPECT_LT(refined.last_loss(), refined.first_loss()) << name << " " << mt::name(format);
+      EXPECT_EQ(std::ssize(refined.losses), 48);
+      EXPECT_EQ(kl(rt_, model, cut, held_out), before) << "the cut given was changed";
+    }
+  }
+}
+
+TEST_F(RefineTest, GivesTheSameBytesWithAnyNumberOfThreads) {
+  const Model model = open_tiny("tiny_gemma3");
+  const Model cut = cut_to(rt_, model, {Dtype::Q4_0, Dtype::Q4_1});
+  const Windows windows = random_windows(model.n_vocab, 3, 70, 1);
+  ThreadPool one(1), three(3);
+  const Refined a = refine({rt_.kernels, one}, model, cut, windows, quick(5));
+  const Refined b = refine({rt_.kernels, three}, model, cut, windows, quick(5));
+  EXPECT_TRUE(same(a.model, b.model));
+  EXPECT_EQ(a.losses, b.losses);
+  EXPECT_FALSE(same(a.model, cut));
+}
+
+TEST_F(RefineTest, InterruptedItGoesOnAndEndsAlike) {
+  const Model model = open_tiny("tiny_qwen3");
+  const Model cut = cut_to(rt_, model, {Dtype::Q4_0});
+  const Windows windows = random_windows(model.n_vocab, 4, 24, 1);
+  const auto folder =
+      std::filesystem::temp_directory_path() / ("refine_test." + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  RefineSettings settings = quick(11);
+  const Refined undisturbed = refine(rt_, model, cut, windows, settings);
+  settings.checkpoint = folder / "state";
+  settings.checkpoint_every = 3;
+  settings.after_step = [](int64_t done, double) {
+    if (done == 8) throw_error("stopped");
+  };
+  EXPECT_THROW(refine(rt_, model, cut, windows, settings), Error);
+  std::vector<int64_t> steps;
+  settings.after_step = [&](int64_t done, double) { steps.push_back(done); };
+  const Refined resumed = refine(rt_, model, cut, windows, settings);
+  EXPECT_EQ(steps, (std::vector<int64_t>{7, 8, 9, 10, 11}));
+  EXPECT_TRUE(same(undisturbed.model, resumed.model));
+  EXPECT_EQ(undisturbed.losses, resumed.losses);
+  steps.clear();  // it is done: nothing is computed again
+  EXPECT_TRUE(same(undisturbed.model, refine(rt_, model, cut, windows, settings).model));
+  EXPECT_TRUE(steps.empty());
+  // A state of other settings or a damaged one is not taken.
+  settings.seed = 2;
+  EXPECT_FALSE(same(undisturbed.model, refine(rt_, model, cut, windows, settings).model));
+  EXPECT_EQ(steps.size(), 11u);
+  std::filesystem::resize_file(settings.checkpoint,
+                               std::filesystem::file_size(settings.checkpoint) - 4);
+  refine(rt_, model, cut, windows, settings);
+  EXPECT_EQ(steps.size(), 22u);
+  std::filesystem::remove_all(folder);
+}
+
+TEST_F(RefineTest, KeptTensorsMoveOnlyWhereAsked) {
+  const Model model = cut_to(rt_, open_tiny("tiny_llama"), {Dtype::Q8_0});
+  Model cut = model;  // all kept but one
+  cut.embedding.weight = encode_weight(rt_, model.embedding.weight, Dtype::Q4_0,
+                                       row_weights(nullptr, cut.embedding.name, Role::map));
+  const Windows windows = random_windows(model.n_vocab, 2, 24, 1);
+  RefineSettings settings = quick(3);
+  auto moved = [&](const Model& refined) {
+    int n = 0;
+    const auto was = linear_maps(std::as_const(cut)), is = linear_maps(refined);
+    for (size_t i = 0; i < was.size(); ++i)
+      n += std::memcmp(was[i]->weight.data.bytes.data(), is[i]->weight.data.bytes.data(),
+                       size_t(was[i]->weight.bytes())) != 0;
+    return n;
+  };
+  EXPECT_EQ(moved(refine(rt_, model, cut, windows, settings).model), 1);
+  settings.kept = true;
+  EXPECT_EQ(moved(refine(rt_, model, cut, windows, settings).model),
+            std::ssize(linear_maps(model)));
+}
+
+TEST_F(RefineTest, RefinedNormsAreWritten) {
+  const Model model = open_tiny("tiny_gemma3");
+  const Model cut = cut_to(rt_, model, {Dtype::Q4_0});
+  const Windows windows = random_windows(model.n_vocab, 2, 24, 1);
+  const Refined refined = refine(rt_, model, cut, windows, quick(3));
+  int n = 0;
+  for (const TensorSource& t : output_of(model, refined.model, {}).tensors)
+    for (const auto& norm : norms(refined.model)) {
+      if (t.name != norm.name) continue;
+      std::vector<std::byte> bytes;
+      t.produce(
+          [&](std::span<const std::byte> b) { bytes.insert(bytes.end(), b.begin(), b.end()); });
+      ASSERT_EQ(bytes.size(), norm.gain->size() * sizeof(float));
+      EXPECT_EQ(std::memcmp(bytes.data(), norm.gain->data(), bytes.size()), 0) << t.name;
+      const Tensor* source = model.file->find_tensor(t.name);
+      EXPECT_NE(std::memcmp(bytes.data(), source->data.bytes.data(), bytes.size()), 0) << t.name;
+      ++n;
+    }
+  EXPECT_EQ(n, 6 * model.n_layers + 1);  // two sites with a norm before and after, q, k; final
+}
+
+}  // namespace
+}  // namespace mt
