@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -84,8 +85,11 @@ const Calibration& Session::calibration() {
 Calibration Session::sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx) {
   const std::string what = fmt::format("sampled from the model: seed {}, {} sequences of {} tokens",
                                        settings_.seed, n_windows + n_proof, n_ctx);
-  Calibration c{
-      .name = "sampled from the model", .sha256 = sha256_hex(what), .windows = {}, .proof = {}};
+  Calibration c{.name = "sampled from the model",
+                .sha256 = sha256_hex(what),
+                .windows = {},
+                .proof = {},
+                .refine = {}};
   db_->select_run(sha256_, c.sha256, what);
   // In groups: a killed run loses at most one.
   constexpr int64_t kGroup = 24;
@@ -106,6 +110,7 @@ Calibration Session::sample_calibration(int64_t n_windows, int64_t n_proof, int6
       part.push_back(as_ids(*db_->vector(place(i), "tokens")));
     }
   }
+  if (settings_.refine_steps > 0) c.refine = c.windows;
   return c;
 }
 
@@ -125,10 +130,21 @@ Calibration Session::read_calibration(int64_t n_windows, int64_t n_proof, int64_
         "smaller --n-ctx",
         all.tokens.size(), all.count(), n_ctx);
   const int64_t proof = std::max<int64_t>(1, taken * n_proof / (n_windows + n_proof));
+  std::vector<bool> free(static_cast<size_t>(all.count()), true);  // not the proof's
   for (int64_t i = 0; i < taken; ++i) {
-    auto window = all.window(i * all.count() / taken);
+    const int64_t at = i * all.count() / taken;
+    auto window = all.window(at);
     const bool held_out = (i + 1) * proof / taken > i * proof / taken;
     (held_out ? c.proof : c.windows).emplace_back(window.begin(), window.end());
+    if (held_out) free[static_cast<size_t>(at)] = false;
+  }
+  std::vector<int64_t> others;
+  for (int64_t i = 0; i < all.count(); ++i)
+    if (free[static_cast<size_t>(i)]) others.push_back(i);
+  const int64_t refined = std::min(settings_.refine_steps, std::ssize(others));
+  for (int64_t i = 0; i < refined; ++i) {
+    auto window = all.window(others[static_cast<size_t>(i * std::ssize(others) / refined)]);
+    c.refine.emplace_back(window.begin(), window.end());
   }
   std::string weights;
   for (const auto& source : sources) weights += fmt::format(" {}", source.weight);
@@ -291,10 +307,25 @@ Model Session::cut(const Plan& plan) {
   });
 }
 
+Refined Session::refine(const Plan& plan, const Model& cut) {
+  RefineSettings settings;
+  settings.steps = settings_.refine_steps;
+  settings.seed = settings_.seed;
+  settings.checkpoint = settings_.db;
+  settings.checkpoint += ".refine-" + sha256_hex(to_json(plan)).substr(0, 12);
+  refine_states_.push_back(settings.checkpoint);
+  Refined refined = mt::refine(rt_, *model_, cut, calibration().refine, settings);
+  refined_[to_json(plan)] = {refined.first_loss(), refined.last_loss()};
+  return refined;
+}
+
 Comparison Session::prove(const Plan& plan, const Model& cut) {
   calibration();
   const std::string metric =
-      "proof of plan " + sha256_hex(to_json(plan) + settings_.imatrix.string());
+      "proof of plan " +
+      sha256_hex(to_json(plan) + settings_.imatrix.string() +
+                 (settings_.refine_steps > 0 ? fmt::format("refined {}", settings_.refine_steps)
+                                             : std::string()));
   auto place = [](int64_t window) { return fmt::format("proof window {}", window); };
   EvalOptions options;
   options.label = "proving";
@@ -329,6 +360,10 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.measured_kl_high = proof->kl_mean.high;
     r.measured_same_top = proof->same_top.value;
   }
+  r.refine_steps = settings_.refine_steps;
+  if (const auto it = refined_.empty() ? refined_.end() : refined_.find(to_json(plan));
+      it != refined_.end())
+    std::tie(r.refine_first_kl, r.refine_last_kl) = it->second;
   return r;
 }
 
@@ -346,6 +381,8 @@ void Session::write(const std::filesystem::path& path, const Model& cut, const P
                     const std::optional<Comparison>& proof) {
   Output output = output_of(*model_, cut, receipt(plan, proof ? &*proof : nullptr));
   write_gguf(path, output.metadata, output.tensors);
+  std::error_code none;
+  for (const auto& state : refine_states_) std::filesystem::remove(state, none);
 }
 
 Report Session::report(const Plan& plan, const Model& cut, const Comparison& proof) {

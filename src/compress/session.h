@@ -1,5 +1,6 @@
 #pragma once
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -7,6 +8,7 @@
 
 #include "compress/places.h"
 #include "cut/cut.h"
+#include "cut/refine.h"
 #include "file/imatrix.h"
 #include "flow/measurements.h"
 #include "flow/report.h"
@@ -25,6 +27,7 @@ struct SessionSettings {
   uint64_t seed = 1;
   std::vector<Dtype> types;       // that the plan may choose from
   int64_t n_measured = 24;        // places whose loss is measured, not only predicted
+  int64_t refine_steps = 0;       // after the cut, before the proof
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
 
@@ -43,6 +46,7 @@ struct Calibration {
   std::string sha256;
   Windows windows;
   Windows proof;
+  Windows refine;  // where refinement is asked for: as many as there are steps, none of the proof's
 };
 
 // The main flow over one model, stage by stage: every stage finds in the database what an earlier
@@ -70,6 +74,9 @@ class Session {
   // correction: measured over predicted KL of an earlier plan.
   Plan plan(const Goal& goal, double correction = 1);
   Model cut(const Plan& plan);
+  // The cut of the plan with its scales and norms refined, settings.refine_steps steps long, on
+  // text that the proof does not see. Its state lies beside the database until write().
+  Refined refine(const Plan& plan, const Model& cut);
   // On the windows set aside. Window by window in the database, under the plan's hash.
   Comparison prove(const Plan& plan, const Model& cut);
   // Bytes of the file that write() makes of this plan.
@@ -98,6 +105,8 @@ class Session {
   std::vector<std::vector<double>> losses_;  // [candidate][dtype], as predicted
   std::vector<double> correction_;           // [candidate], measured over predicted
   std::optional<Problem> problem_;
+  std::map<std::string, std::pair<double, double>> refined_;  // by plan: loss at first and at last
+  std::vector<std::filesystem::path> refine_states_;
 };
 
 }  // namespace mt

@@ -161,6 +161,11 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
   set("microtome.kl.measured_low", receipt.measured_kl_low);
   set("microtome.kl.measured_high", receipt.measured_kl_high);
   set("microtome.same_top.measured", receipt.measured_same_top);
+  if (receipt.refine_steps > 0) {
+    set("microtome.refine.steps", receipt.refine_steps);
+    set("microtome.refine.kl_first", receipt.refine_first_kl);
+    set("microtome.refine.kl_last", receipt.refine_last_kl);
+  }
 
   std::map<std::string, const LinearMap*> maps;
   for (const LinearMap* map : linear_maps(cut)) maps[map->name] = map;

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/checked.h"
+#include "dtype/scale_fields.h"
 #include "run/linear.h"
 
 namespace mt {

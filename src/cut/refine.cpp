@@ -12,6 +12,7 @@
 #include "base/random.h"
 #include "cut/field_gradient.h"
 #include "cut/refine_state.h"
+#include "dtype/scale_fields.h"
 #include "run/backward.h"
 
 namespace mt {

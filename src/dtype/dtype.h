@@ -70,11 +70,6 @@ inline std::string_view name(Dtype dtype) {
 // Bytes of n weights; n must be a multiple of the block length (asserted).
 int64_t row_bytes(Dtype dtype, int64_t n);
 
-// Where in a block lie its f16 fields (scale, and min where there is one) in which every decoded
-// value is linear: decoded = sum over fields of value * (the block decoded with that field 1 and
-// the others 0). Empty for a format without blocks or whose scales are no f16.
-std::span<const int> scale_offsets(Dtype dtype);
-
 // src: row_bytes(dtype, n) bytes at any alignment -> dst: n floats. Never reads outside src and
 // never fails whatever the bytes are. Throws Error for a format that does not decode.
 void decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);

@@ -1,7 +1,7 @@
 #include <cstddef>
 
 #include "dtype/blocks.h"
-#include "dtype/dtype.h"
+#include "dtype/scale_fields.h"
 
 namespace mt {
 namespace {

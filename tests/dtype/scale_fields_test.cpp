@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "dtype/dtype.h"
+#include "dtype/scale_fields.h"
 
 namespace mt {
 namespace {
