@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <chrono>
 
 #include "base/error.h"
@@ -57,7 +58,11 @@ int run(Context& context, const Options& options) {
   check_distinct({{"-o", options.output},
                   {"--html", options.no_page ? "" : page},
                   {"--plan", options.plan},
-                  {"--db", settings.db}});
+                  {"--db", db_name(settings)}});
+  for (const auto& text : settings.texts)
+    for (const auto& file :
+         {options.output, options.no_page ? std::filesystem::path() : page, options.plan})
+      check_distinct({{"--text", text}, {"an output", file}});
 
   MemoryWatch memory;
   Session session(context.runtime(), settings);
@@ -87,6 +92,7 @@ int run(Context& context, const Options& options) {
     proof = std::move(next_proof);
   }
   if (!made.note.empty()) notes.push_back(made.note);
+  check_output(options.output, settings.model, options.force);  // hours may have passed
   session.write(options.output, made.refined, plan, proof);
   if (!options.plan.empty()) write_text(options.plan, to_json(plan));
 
@@ -97,9 +103,15 @@ int run(Context& context, const Options& options) {
   if (options.frontier > 0) report.frontier = session.frontier(options.frontier);
   report.notes = notes;
   if (!plan.note.empty()) report.notes.push_back(plan.note);
+  if (std::all_of(plan.decisions.begin(), plan.decisions.end(),
+                  [](const Decision& d) { return d.chosen.keep; }))
+    report.notes.push_back("the source is within the goal already: every tensor is kept as it is");
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.peak_memory_bytes = memory.peak_bytes();
-  if (!options.no_page) write_text(page, html_page(report));
+  if (!options.no_page) {
+    check_output(page, settings.model, options.force);
+    write_text(page, html_page(report));
+  }
 
   if (context.json)
     context.print(to_json(report) + "\n");

@@ -19,7 +19,7 @@ int run(Context& context, const Options& options) {
   check_distinct({{"-o", options.output},
                   {"PLAN", options.plan},
                   {"--imatrix", options.imatrix},
-                  {"--db", settings.db}});
+                  {"--db", db_name(settings)}});
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
   Session session(context.runtime(), settings);
@@ -29,13 +29,13 @@ int run(Context& context, const Options& options) {
   Model cut = session.cut(plan);
   std::optional<Comparison> proof;
   if (!options.no_proof) proof = session.prove(plan, cut);
+  check_output(options.output, settings.model, options.force);
   session.write(options.output, cut, plan, proof);
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(options.output));
   if (context.json) {
     Json result = {{"output", options.output.string()},
                    {"bytes", bytes},
-                   {"sha256", mt::model_sha256(options.output)},
-                   {"predicted_kl", plan.predicted_kl}};
+                   {"sha256", mt::model_sha256(options.output)}};
     if (proof)
       result["measured"] = {{"kl_mean", proof->kl_mean.value},
                             {"kl_low", proof->kl_mean.low},
@@ -47,10 +47,10 @@ int run(Context& context, const Options& options) {
   context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
   if (proof)
     context.print(
-        fmt::format("mean KL {:.4f} ({:.4f} to {:.4f}) nats a token, predicted {:.4f}; same top "
+        fmt::format("mean KL {:.4f} ({:.4f} to {:.4f}) nats a token; same top "
                     "token {:.1f} %\n",
                     proof->kl_mean.value, proof->kl_mean.low, proof->kl_mean.high,
-                    plan.predicted_kl, 100 * proof->same_top.value));
+                    100 * proof->same_top.value));
   return exit_done;
 }
 

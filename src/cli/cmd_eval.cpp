@@ -6,6 +6,7 @@
 #include "base/files.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "cli/session_options.h"
 #include "measure/eval.h"
 #include "measure/qa.h"
 #include "model/open.h"
@@ -109,8 +110,11 @@ std::string table(const Context& context, const QaResult& r, const std::string& 
 
 void write_logits(const Runtime& rt, const Model& model, const Windows& windows, Path path,
                   const Options& options) {
-  if (!options.force && std::filesystem::exists(options.logits))
-    throw_error("{}: exists; --force overwrites it", options.logits);
+  check_output(options.logits, options.model, options.force);
+  check_distinct({{"--logits", options.logits},
+                  {"--text", options.text},
+                  {"--against", options.against},
+                  {"--qa", options.qa}});
   AtomicFile file(options.logits);
   Progress progress("writing logits", windows.size());
   for (const auto& window : windows) {

@@ -46,12 +46,11 @@ std::string read_prompt(const Options& options) {
 void show_stats(const Generated& g) {
   auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
   auto n = static_cast<int64_t>(g.ids.size());
-  fmt::print(stderr,
-             "microtome: prompt {} tokens ({} run) in {:.2f} s, {:.1f} tokens/s; {} tokens in "
-             "{:.2f} s, {:.1f} tokens/s; ended by {}\n",
-             g.n_prompt, g.n_prompt_run, g.prompt_seconds,
-             rate(double(g.n_prompt_run), g.prompt_seconds), n, g.seconds,
-             rate(double(n), g.seconds), g.finish);
+  write_error(fmt::format(
+      "microtome: prompt {} tokens ({} run) in {:.2f} s, {:.1f} tokens/s; {} tokens in "
+      "{:.2f} s, {:.1f} tokens/s; ended by {}\n",
+      g.n_prompt, g.n_prompt_run, g.prompt_seconds, rate(double(g.n_prompt_run), g.prompt_seconds),
+      n, g.seconds, rate(double(n), g.seconds), g.finish));
 }
 
 Json to_json(const Generated& g, const Options& options) {

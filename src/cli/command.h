@@ -1,4 +1,6 @@
 #pragma once
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <memory>
@@ -6,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include "cli/terminal.h"
 #include "run/forward.h"
@@ -58,8 +61,22 @@ class Context {
 // A range check that does not print its bounds in the help.
 template <class T>
 CLI::Validator within(T low, T high) {
-  return CLI::Range(low, high).description("");
+  auto range = CLI::Range(low, high).description("");
+  if constexpr (std::is_floating_point_v<T>)  // CLI11's range lets NaN through
+    return CLI::Validator(
+        [low, high, range](std::string& text) {
+          T value;
+          if (!CLI::detail::lexical_cast(text, value) || !(value >= low && value <= high))
+            return fmt::format("Value {} not in range {} to {}", text, low, high);
+          return std::string();
+        },
+        "");
+  else
+    return range;
 }
+
+// To standard error; never fails.
+void write_error(std::string_view text);
 
 using Run = std::function<int(Context&)>;
 

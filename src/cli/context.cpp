@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <thread>
 
 #include "base/error.h"
 #include "cli/command.h"
@@ -9,7 +11,9 @@ namespace mt::cli {
 
 const Runtime& Context::runtime() {
   if (!runtime_) {
-    pool_ = std::make_unique<ThreadPool>(threads);
+    // Threads beyond the processors only wait for each other.
+    const int processors = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+    pool_ = std::make_unique<ThreadPool>(std::min(threads, 4 * processors));
     runtime_ = std::make_unique<Runtime>(Runtime{select_kernels(), *pool_});
   }
   return *runtime_;
@@ -37,7 +41,12 @@ void Context::flush() {
 }
 
 void Context::note(std::string_view text) {
-  if (!quiet) fmt::print(stderr, "microtome: {}\n", text);
+  if (!quiet) write_error(fmt::format("microtome: {}\n", text));
+}
+
+// Where standard error is gone or full there is nobody to tell.
+void write_error(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stderr) != text.size()) std::clearerr(stderr);
 }
 
 }  // namespace mt::cli

@@ -34,9 +34,17 @@ void handle(int signal, void (*handler)(int)) {
   ::sigaction(signal, &action, nullptr);
 }
 
+void on_bus_error(int) {
+  // A mapped file became shorter while it was read: the bytes are not there any more.
+  constexpr char text[] = "microtome: a file changed while it was being read\n";
+  [[maybe_unused]] auto written = ::write(2, text, sizeof text - 1);
+  ::_exit(exit_bad_input);
+}
+
 }  // namespace
 
 void install_signal_handlers() {
+  handle(SIGBUS, on_bus_error);
   handle(SIGINT, on_interrupt);
   handle(SIGALRM, on_alarm);
   // A closed pipe and a file beyond `ulimit -f` are errors of the write then, with a message.

@@ -1,5 +1,6 @@
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <new>
 #include <utility>
 #include <vector>
@@ -55,7 +56,7 @@ std::string one_line(std::string_view message) {
 
 int fail(Context& context, int code, std::string_view message) {
   std::string line = one_line(message);
-  fmt::print(stderr, "microtome: {}\n", line);
+  write_error(fmt::format("microtome: {}\n", line));
   if (context.json) {
     try {
       context.print_json(Json{{"error", line}, {"exit_code", code}});
@@ -132,6 +133,9 @@ int main(int argc, char** argv) {
     return exit_interrupted;
   } catch (const mt::Error& e) {
     return fail(context, exit_bad_input, e.what());
+  } catch (const std::filesystem::filesystem_error& e) {
+    return fail(context, exit_bad_input,
+                fmt::format("{}: {}", e.path1().string(), e.code().message()));
   } catch (const std::bad_alloc&) {
     return fail(context, exit_bad_input,
                 "not enough memory for this model or setting; try a smaller --ctx or --n-ctx, or a "

@@ -8,6 +8,14 @@
 
 namespace mt::cli {
 
+namespace {
+std::string list_of(const std::vector<Dtype>& types) {
+  std::string list;
+  for (Dtype d : types) list += (list.empty() ? "" : ", ") + std::string(name(d));
+  return list;
+}
+}  // namespace
+
 void SessionOptions::declare(CLI::App& app) {
   app.add_option("MODEL", settings.model,
                  "A GGUF file, a safetensors file or a Hugging Face folder")
@@ -36,7 +44,8 @@ void SessionOptions::declare(CLI::App& app) {
       ->type_name("N");
   app.add_option("--types", types,
                  "Formats to choose from: \"Q4_0,Q8_0\", \"+Q2_0\", \"-IQ4_XS\", \"all\" (default: "
-                 "those that today's readers load and run fast)")
+                 "those that today's readers load and run fast: " +
+                     list_of(default_types()) + ")")
       ->type_name("LIST");
   app.add_option("--measured", settings.n_measured,
                  "Places whose loss is measured and not only predicted (default: 24)")
@@ -54,12 +63,12 @@ void GoalOptions::declare(CLI::App& app) {
   size_option = app.add_option("--size", size, "Largest file: \"75MB\" (10^6), \"72MiB\" (2^20)")
                     ->type_name("SIZE");
   bpw_option = app.add_option("--bpw", bits_per_weight,
-                              "Largest file, in bits per weight, all of the file counted")
-                   ->check(CLI::PositiveNumber)
+                              "Most bits per weight, all tensors counted, embedding and head too")
+                   ->check(within(0.01, 64.0))
                    ->type_name("BITS");
   kl_option = app.add_option("--max-kl", max_kl,
                              "Smallest file whose mean KL divergence is at most this, nats a token")
-                  ->check(CLI::PositiveNumber)
+                  ->check(within(1e-9, 1e3))
                   ->type_name("KL");
   type_option = app.add_option("--type", type, "Every map in this one format, for comparison")
                     ->type_name("TYPE");
@@ -82,8 +91,9 @@ Goal GoalOptions::resolved() const {
   }
   if (type_option->count() && ++n) {
     auto dtype = dtype_from_name(type);
-    if (!dtype)
-      throw_error("--type: '{}' is no format; 'microtome inspect' lists those of a file", type);
+    if (!dtype || !info(*dtype).encodes)
+      throw_error("--type: '{}' is no format that can be written; expected one of {}", type,
+                  list_of(all_types()));
     g.uniform = *dtype;
     g.text = "--type " + std::string(name(*dtype));
   }
@@ -102,8 +112,8 @@ void check_output(const std::filesystem::path& output, const std::filesystem::pa
     if (std::filesystem::is_directory(input, none) &&
         std::filesystem::equivalent(std::filesystem::absolute(output).parent_path(), input, none))
       throw_error("{}: is part of the input; name another file with -o", output.string());
-    if (std::filesystem::is_directory(output, none))
-      throw_error("{}: is a folder; name a file with -o", output.string());
+    if (!std::filesystem::is_regular_file(output, none))
+      throw_error("{}: is no regular file; name another with -o", output.string());
     if (!force) throw_error("{}: exists; overwrite it with --force", output.string());
   }
   auto folder = output.parent_path().empty() ? std::filesystem::path(".") : output.parent_path();
@@ -124,6 +134,11 @@ void check_distinct(std::initializer_list<NamedFile> files) {
         throw_error("{}: is named by both {} and {}; name two files", a->path.string(), b->option,
                     a->option);
     }
+}
+
+std::filesystem::path db_name(const SessionSettings& settings) {
+  return settings.db.empty() ? std::filesystem::path(settings.model.string() + ".microtome.db")
+                             : settings.db;
 }
 
 void write_text(const std::filesystem::path& path, const std::string& text) {

@@ -39,6 +39,9 @@ struct NamedFile {
 };
 void check_distinct(std::initializer_list<NamedFile> files);
 
+// The database of these settings, or where it will most likely be.
+std::filesystem::path db_name(const SessionSettings& settings);
+
 // A text file, whole or not at all.
 void write_text(const std::filesystem::path& path, const std::string& text);
 

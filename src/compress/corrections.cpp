@@ -76,7 +76,7 @@ std::vector<double> measure_corrections(const Runtime& rt, const Model& model,
     if (auto o = about_four_bits(c, losses[i])) {
       const std::string setting(name(c.dtypes[*o]));
       auto measured = db.value(c.key, "measured_kl", setting);
-      if (!measured) {
+      if (!measured || !std::isfinite(*measured)) {
         if (!place_loss) place_loss = std::make_unique<PlaceLoss>(rt, model, windows);
         measured =
             place_loss->measure(c.tensor, encode_weight(rt, c.source, c.dtypes[*o], c.weights));

@@ -50,6 +50,19 @@ int64_t source_bytes(const TensorFile& file) {
   return total;
 }
 
+int64_t elements(const Tensor& t) {
+  int64_t n = 1;
+  for (int64_t d : t.shape) n *= d;
+  return n;
+}
+
+std::string hash_of(const Windows& windows) {
+  std::string text;
+  for (const auto& window : windows)
+    for (int32_t id : window) text += std::to_string(id) + " ";
+  return sha256_hex(text);
+}
+
 int64_t padded(int64_t bytes) {
   return static_cast<int64_t>(round_up(uint64_t(bytes), 32));
 }
@@ -107,7 +120,13 @@ Calibration Session::sample_calibration(int64_t n_windows, int64_t n_proof, int6
     }
     for (int64_t i = 0; i < n; ++i) {
       auto& part = std::ssize(c.windows) < n_windows ? c.windows : c.proof;
-      part.push_back(as_ids(*db_->vector(place(i), "tokens")));
+      auto tokens = db_->vector(place(i), "tokens");
+      if (!tokens || std::ssize(*tokens) != n_ctx ||
+          !std::all_of(tokens->begin(), tokens->end(),
+                       [&](float id) { return id >= 0 && id < float(model_->n_vocab); }))
+        throw_error("{}: '{}' is damaged; delete the file or name another with --db",
+                    settings_.db.string(), place(i));
+      part.push_back(as_ids(*tokens));
     }
   }
   if (settings_.refine_steps > 0) c.refine = c.windows;
@@ -172,7 +191,8 @@ const Problem& Session::problem() {
     std::vector<double> losses(c.dtypes.size());
     std::vector<Dtype> missing;
     for (size_t o = 0; o < c.dtypes.size(); ++o)
-      if (auto v = db_->value(c.key, "predicted_kl", std::string(name(c.dtypes[o]))))
+      if (auto v = db_->value(c.key, "predicted_kl", std::string(name(c.dtypes[o])));
+          v && std::isfinite(*v) && *v >= 0)
         losses[o] = *v;
       else
         missing.push_back(c.dtypes[o]);
@@ -222,16 +242,23 @@ const Problem& Session::problem() {
 
 int64_t Session::n_weights() const {
   int64_t n = 0;
-  for (const LinearMap* map : linear_maps(*model_)) n += map->weight.rows * map->weight.cols;
+  for (const Tensor& t : model_->file->tensors) n += elements(t);
+  return n;
+}
+
+int64_t Session::metadata_bytes() {
+  int64_t n = exact_bytes({});
+  for (const Tensor& t : model_->file->tensors) n -= padded(std::ssize(t.data.bytes));
   return n;
 }
 
 std::vector<FrontierPoint> Session::frontier(int points) {
   std::vector<FrontierPoint> curve;
   for (const Solution& s : mt::frontier(problem(), points))
-    curve.push_back({.bytes = s.bytes,
-                     .bits_per_weight = 8.0 * double(s.bytes) / double(n_weights()),
-                     .predicted_kl = s.loss});
+    curve.push_back(
+        {.bytes = s.bytes,
+         .bits_per_weight = 8.0 * double(s.bytes - metadata_bytes()) / double(n_weights()),
+         .predicted_kl = s.loss});
   return curve;
 }
 
@@ -260,9 +287,9 @@ Plan Session::plan(const Goal& goal, double correction) {
     s = minimise_bytes(p, *goal.max_kl / correction, settings);
   else
     s = minimise_loss(p,
-                      goal.bytes
-                          ? *goal.bytes
-                          : static_cast<int64_t>(*goal.bits_per_weight * double(n_weights()) / 8),
+                      goal.bytes ? *goal.bytes
+                                 : metadata_bytes() + static_cast<int64_t>(*goal.bits_per_weight *
+                                                                           double(n_weights()) / 8),
                       settings);
   Plan plan = to_plan(p, s);
   plan.model_sha256 = sha256_;
@@ -337,8 +364,8 @@ Comparison Session::prove(const Plan& plan, const Model& cut) {
     db_->put(place(window), metric, stats.pack());
   };
   Comparison c = compare(rt_, *model_, cut, calibration_->proof, options);
-  c.corpus = calibration_->name + " (held out)";
-  c.corpus_sha256 = calibration_->sha256;
+  c.corpus = (settings_.texts.empty() ? "text " : "") + calibration_->name + " (held out)";
+  c.corpus_sha256 = hash_of(calibration_->proof);
   return c;
 }
 
@@ -352,7 +379,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
       settings_.imatrix.empty() ? calibration().name : settings_.imatrix.filename().string();
   r.calibration_sha256 = calibration().sha256;
   r.proof = calibration().name + " (held out)";
-  r.proof_sha256 = calibration().sha256;
+  r.proof_sha256 = hash_of(calibration().proof);
   r.predicted_kl = plan.predicted_kl;
   if (proof) {
     r.measured_kl = proof->kl_mean.value;
@@ -402,7 +429,6 @@ Report Session::report(const Plan& plan, const Model& cut, const Comparison& pro
   for (const LinearMap* map : linear_maps(*model_)) before[map->name] = map;
   int64_t from_bytes = 0, to_bytes = 0;
   for (const auto& [name, map] : before) {
-    r.n_weights += map->weight.rows * map->weight.cols;
     from_bytes += map->weight.bytes();
   }
   std::map<std::string, const LinearMap*> after;
@@ -429,12 +455,10 @@ Report Session::report(const Plan& plan, const Model& cut, const Comparison& pro
   // shared saves all of its bits.
   for (const Tensor& t : model_->file->tensors)
     if (!before.contains(t.name)) {
-      int64_t n = 1;
-      for (int64_t d : t.shape) n *= d;
-      r.n_weights += n;
       from_bytes += std::ssize(t.data.bytes);
       to_bytes += std::ssize(t.data.bytes);
     }
+  r.n_weights = n_weights();
   r.source_bits = 8.0 * double(from_bytes) / double(r.n_weights);
   r.output_bits = 8.0 * double(to_bytes) / double(r.n_weights);
   return r;

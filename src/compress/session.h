@@ -91,7 +91,8 @@ class Session {
   Receipt receipt(const Plan& plan, const Comparison* proof);
   Calibration sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
   Calibration read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
-  int64_t n_weights() const;
+  int64_t n_weights() const;  // of all tensors
+  int64_t metadata_bytes();   // of the file, all that is not tensors
 
   const Runtime& rt_;
   SessionSettings settings_;
