@@ -94,7 +94,7 @@ class Session {
   int64_t n_weights() const;  // of all tensors
   int64_t metadata_bytes();   // of the file, all that is not tensors
 
-  const Runtime& rt_;
+  const Runtime rt_;
   SessionSettings settings_;
   std::string sha256_;
   std::unique_ptr<Model> model_;
