@@ -364,9 +364,13 @@ Comparison Session::prove(const Plan& plan, const Model& cut) {
     db_->put(place(window), metric, stats.pack());
   };
   Comparison c = compare(rt_, *model_, cut, calibration_->proof, options);
-  c.corpus = (settings_.texts.empty() ? "text " : "") + calibration_->name + " (held out)";
+  c.corpus = proof_name();
   c.corpus_sha256 = hash_of(calibration_->proof);
   return c;
+}
+
+std::string Session::proof_name() {
+  return (settings_.texts.empty() ? "text " : "") + calibration().name + " (held out)";
 }
 
 Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
@@ -375,13 +379,18 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.source_sha256 = sha256_;
   r.goal = plan.goal;
   r.plan_sha256 = plan.decisions.empty() ? kNoHash : sha256_hex(to_json(plan));
-  r.calibration =
-      settings_.imatrix.empty() ? calibration().name : settings_.imatrix.filename().string();
-  r.calibration_sha256 = calibration().sha256;
-  r.proof = calibration().name + " (held out)";
-  r.proof_sha256 = hash_of(calibration().proof);
+  if (settings_.imatrix.empty()) {
+    r.calibration = calibration().name;
+    r.calibration_sha256 = calibration().sha256;
+  } else {  // no text is read or sampled for it
+    r.calibration = settings_.imatrix.filename().string();
+    r.calibration_sha256 = mt::model_sha256(settings_.imatrix);
+  }
   r.predicted_kl = plan.predicted_kl;
+  r.proved = proof != nullptr;
   if (proof) {
+    r.proof = proof->corpus;
+    r.proof_sha256 = proof->corpus_sha256;
     r.measured_kl = proof->kl_mean.value;
     r.measured_kl_low = proof->kl_mean.low;
     r.measured_kl_high = proof->kl_mean.high;
@@ -400,7 +409,11 @@ int64_t Session::exact_bytes(const Plan& plan) {
   for (LinearMap* map : linear_maps(shape))
     for (const Decision& d : plan.decisions)
       if (d.place == map->name) map->weight.dtype = d.chosen.dtype;
-  Output output = output_of(*model_, shape, receipt(plan, nullptr));
+  // The figures of a proof take the same bytes whatever they are.
+  Comparison proof;
+  proof.corpus = proof_name();
+  proof.corpus_sha256 = hash_of(calibration().proof);
+  Output output = output_of(*model_, shape, receipt(plan, &proof));
   return gguf_file_bytes(output.metadata, output.tensors);
 }
 

@@ -79,7 +79,7 @@ class Session {
   Refined refine(const Plan& plan, const Model& cut);
   // On the windows set aside. Window by window in the database, under the plan's hash.
   Comparison prove(const Plan& plan, const Model& cut);
-  // Bytes of the file that write() makes of this plan.
+  // Bytes of the file that write() makes of this plan and a proof; without one it is smaller.
   int64_t exact_bytes(const Plan& plan);
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
              const std::optional<Comparison>& proof);
@@ -89,6 +89,7 @@ class Session {
 
  private:
   Receipt receipt(const Plan& plan, const Comparison* proof);
+  std::string proof_name();
   Calibration sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
   Calibration read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
   int64_t n_weights() const;  // of all tensors

@@ -154,13 +154,15 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
   set("microtome.plan.sha256", receipt.plan_sha256);
   set("microtome.calibration", receipt.calibration);
   set("microtome.calibration.sha256", receipt.calibration_sha256);
-  set("microtome.proof", receipt.proof);
-  set("microtome.proof.sha256", receipt.proof_sha256);
   set("microtome.kl.predicted", receipt.predicted_kl);
-  set("microtome.kl.measured", receipt.measured_kl);
-  set("microtome.kl.measured_low", receipt.measured_kl_low);
-  set("microtome.kl.measured_high", receipt.measured_kl_high);
-  set("microtome.same_top.measured", receipt.measured_same_top);
+  if (receipt.proved) {
+    set("microtome.proof", receipt.proof);
+    set("microtome.proof.sha256", receipt.proof_sha256);
+    set("microtome.kl.measured", receipt.measured_kl);
+    set("microtome.kl.measured_low", receipt.measured_kl_low);
+    set("microtome.kl.measured_high", receipt.measured_kl_high);
+    set("microtome.same_top.measured", receipt.measured_same_top);
+  }
   if (receipt.refine_steps > 0) {
     set("microtome.refine.steps", receipt.refine_steps);
     set("microtome.refine.kl_first", receipt.refine_first_kl);

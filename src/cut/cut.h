@@ -29,6 +29,7 @@ struct Receipt {
   std::string proof;
   std::string proof_sha256;
   double predicted_kl = 0;
+  bool proved = true;  // what follows, and the proof's name, is left out where nothing was measured
   double measured_kl = 0;
   double measured_kl_low = 0, measured_kl_high = 0;
   double measured_same_top = 0;

@@ -7,6 +7,7 @@
 #include <set>
 #include <thread>
 
+#include "base/files.h"
 #include "file/gguf.h"
 #include "file/imatrix.h"
 #include "model/open.h"
@@ -249,6 +250,16 @@ TEST_F(CompressProgram, AnImportanceMatrixWeighsTheRounding) {
   // Along a row the profile weighs by the same input moments; only the embedding and the rows'
   // own weights differ, which a search inside blocks does not see.
   EXPECT_EQ(bytes(by_matrix), bytes(by_profile));
+  // The receipt names what the rounding was weighed by, and claims no proof that was not made.
+  EXPECT_EQ(by_matrix.need_string("microtome.calibration"), "m.gguf");
+  EXPECT_EQ(by_matrix.need_string("microtome.calibration.sha256"),
+            sha256_hex(bytes_of(folder / "m.gguf")));
+  EXPECT_EQ(by_profile.need_string("microtome.calibration"), "sampled from the model");
+  for (const char* key : {"microtome.proof", "microtome.kl.measured"}) {
+    EXPECT_EQ(by_matrix.find_meta(key), nullptr) << key;
+    EXPECT_EQ(by_profile.find_meta(key), nullptr) << key;
+    EXPECT_NE(cut("proved.gguf", {"--force"}).find_meta(key), nullptr) << key;
+  }
   Imatrix reversed = m;
   for (auto& e : reversed.entries) std::reverse(e.in_sum2.begin(), e.in_sum2.end());
   write_imatrix(folder.path() / "reversed.gguf", reversed);
