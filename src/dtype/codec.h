@@ -80,5 +80,10 @@ void encode_q4_k(const float* src, const float* importance, std::byte* dst, int6
 void encode_q5_k(const float* src, const float* importance, std::byte* dst, int64_t n);
 void encode_q6_k(const float* src, const float* importance, std::byte* dst, int64_t n);
 void encode_iq4_xs(const float* src, const float* importance, std::byte* dst, int64_t n);
+void encode_iq2_xxs(const float* src, const float* importance, std::byte* dst, int64_t n);
+void encode_iq2_xs(const float* src, const float* importance, std::byte* dst, int64_t n);
+void encode_iq2_s(const float* src, const float* importance, std::byte* dst, int64_t n);
+void encode_iq3_xxs(const float* src, const float* importance, std::byte* dst, int64_t n);
+void encode_iq3_s(const float* src, const float* importance, std::byte* dst, int64_t n);
 
 }  // namespace mt

@@ -121,7 +121,12 @@ TEST(Encode, SecondRoundOfTwoLevelFormatsStaysNear) {
                                                        {Dtype::Q4_K, 0.012},
                                                        {Dtype::Q5_K, 0.012},
                                                        {Dtype::Q6_K, 0.006},
-                                                       {Dtype::IQ4_XS, 0.012}}) {
+                                                       {Dtype::IQ4_XS, 0.012},
+                                                       {Dtype::IQ2_XXS, 0.004},
+                                                       {Dtype::IQ2_XS, 0.004},
+                                                       {Dtype::IQ2_S, 0.004},
+                                                       {Dtype::IQ3_XXS, 0.004},
+                                                       {Dtype::IQ3_S, 0.004}}) {
     const std::vector<float> once = decode(t, encode(t, x, nullptr), x.size());
     const std::vector<float> twice = decode(t, encode(t, once, nullptr), x.size());
     EXPECT_LE(relative_error(once, twice, nullptr), bound) << name(t);
@@ -145,6 +150,9 @@ TEST(Encode, ErrorOnBellShapedWeights) {
       {Dtype::IQ4_NL, 0.07236, 0.06422}, {Dtype::IQ4_XS, 0.07268, 0.06479},
       {Dtype::MXFP4, 0.11317, 0.11077},  {Dtype::Q1_0, 0.59651, 0.59326},
       {Dtype::Q2_0, 0.34860, 0.32640},   {Dtype::TQ2_0, 0.42756, 0.42319},
+      {Dtype::IQ2_XXS, 0.3276, 0.2358},  {Dtype::IQ2_XS, 0.2855, 0.2016},
+      {Dtype::IQ2_S, 0.2374, 0.1878},    {Dtype::IQ3_XXS, 0.176, 0.1136},
+      {Dtype::IQ3_S, 0.1273, 0.0957},
   };
   for (const Bound& b : bounds) {
     EXPECT_LE(relative_error(x, decode(b.dtype, encode(b.dtype, x, nullptr), x.size()), nullptr),
@@ -188,6 +196,78 @@ TEST(Encode, Q4_0IsWithinTwoPercentOfTheExhaustiveOptimum) {
   }
   EXPECT_GE(ours, optimum * 0.9999);
   EXPECT_LE(ours, optimum * 1.02);
+}
+
+// Squared error of one block under w, in doubles.
+double block_error(Dtype t, const std::vector<std::byte>& bytes, const std::vector<float>& x,
+                   const std::vector<float>& w) {
+  const std::vector<float> y = decode(t, bytes, x.size());
+  double error = 0;
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double e = static_cast<double>(x[i]) - static_cast<double>(y[i]);
+    error += static_cast<double>(w[i]) * e * e;
+  }
+  return error;
+}
+
+TEST(Encode, NoOtherWordOrSignIsNearerInLatticeFormats) {
+  // The bits of one word and of the signs it shares are replaced by every other pattern. Five
+  // blocks, a few words each.
+  struct Field {
+    size_t word_byte, word_bits, sign_byte, sign_shift, sign_bits;
+  };
+  struct Case {
+    Dtype dtype;
+    Field (*field)(size_t);  // of eight weights; the first word where there are two
+  };
+  const Case cases[] = {
+      {Dtype::IQ2_XXS,
+       [](size_t g) {
+         return Field{2 + 8 * (g / 4) + g % 4, 8, 6 + 8 * (g / 4), 7 * (g % 4), 7};
+       }},
+      {Dtype::IQ2_XS,
+       [](size_t g) {
+         return Field{2 + 2 * g, 9, 2 + 2 * g, 9, 7};
+       }},
+      {Dtype::IQ2_S,
+       [](size_t g) {
+         return Field{2 + g, 8, 34 + g, 0, 8};
+       }},
+      {Dtype::IQ3_XXS,
+       [](size_t g) {
+         return Field{2 + 2 * g, 8, 66 + 4 * (g / 4), 7 * (g % 4), 7};
+       }},
+      {Dtype::IQ3_S,
+       [](size_t g) {
+         return Field{2 + 2 * g, 8, 74 + g, 0, 8};
+       }},
+  };
+  for (const auto& [t, field] : cases) {
+    for (uint32_t block = 0; block < 3; ++block) {
+      const std::vector<float> x = bell(256, 20 + block), w = importances(256, 40 + block);
+      const auto bytes = encode(t, x, w.data());
+      const double error = block_error(t, bytes, x, w);
+      for (size_t g : {size_t{3}, size_t{30}}) {
+        const Field f = field(g);
+        auto changed = bytes;
+        for (uint32_t word = 0; word < 1u << f.word_bits; ++word) {
+          for (uint32_t sign = 0; sign < 1u << f.sign_bits; ++sign) {
+            uint32_t bits = 0;
+            std::memcpy(&bits, &bytes[f.word_byte], f.word_bits > 8 ? 2 : 1);
+            bits = (bits & ~((1u << f.word_bits) - 1)) | word;
+            std::memcpy(&changed[f.word_byte], &bits, f.word_bits > 8 ? 2 : 1);
+            const size_t wide = f.sign_bits == 8 ? 1 : f.word_bits > 8 ? 2 : 4;
+            std::memcpy(&bits, &changed[f.sign_byte], wide);
+            bits = (bits & ~(((1u << f.sign_bits) - 1) << f.sign_shift)) | sign << f.sign_shift;
+            std::memcpy(&changed[f.sign_byte], &bits, wide);
+            ASSERT_GE(block_error(t, changed, x, w), error * (1 - 1e-5))
+                << name(t) << " block " << block << " group " << g << " word " << word << " signs "
+                << sign;
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST(Encode, BytesDoNotDependOnTheInstructionSetOrOnNeighbours) {

@@ -50,7 +50,7 @@ TEST(Ask, Types) {
   EXPECT_EQ(parse_types("Q4_0,+Q4_0"), (Types{Dtype::Q4_0}));
   for (size_t i = 1; i < all_types().size(); ++i)
     EXPECT_LE(info(all_types()[i - 1]).bits_per_weight(), info(all_types()[i]).bits_per_weight());
-  for (const char* bad : {"", "Q4_9", "Q4_0,,Q8_0", "I8", "IQ3_S", "Q4_0,-Q4_0", "-all", "+"})
+  for (const char* bad : {"", "Q4_9", "Q4_0,,Q8_0", "I8", "IQ1_S", "Q4_0,-Q4_0", "-all", "+"})
     EXPECT_THROW(parse_types(bad), Error) << bad;
 }
 
