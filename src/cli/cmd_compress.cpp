@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/machine.h"
 #include "cli/session_options.h"
+#include "compress/carry_out.h"
 #include "file/model_hash.h"
 #include "report/html.h"
 #include "report/report_json.h"
@@ -20,35 +21,11 @@ struct Options {
   int frontier = 12;
 };
 
-// The proof of a goal in KL decides: the plan is made again with what the proof measured until it
-// holds, and a little more, so that no bytes are given away.
-constexpr int kRounds = 5;
-
-// A plan carried out, and refined where that is asked for.
-struct Made {
-  Model cut, refined;
-  std::string note;
-};
-
-Made make(Session& session, const Plan& plan, int64_t refine_steps) {
-  Made made{.cut = session.cut(plan), .refined = {}, .note = {}};
-  if (refine_steps == 0) {
-    made.refined = made.cut;
-    return made;
-  }
-  Refined r = session.refine(plan, made.cut);
-  made.note = fmt::format(
-      "refined: {} steps on {} scales and {} norm gains; mean KL on calibration text {:.4f} over "
-      "the first tenth of the steps, {:.4f} over the last",
-      r.losses.size(), r.n_scales, r.n_norms, r.first_loss(), r.last_loss());
-  made.refined = std::move(r.model);
-  return made;
-}
-
 int run(Context& context, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const Goal goal = options.goal.resolved();
   SessionSettings settings = options.session.resolved();
+  settings.aims = goal.max_kl.has_value();
   check_output(options.output, settings.model, options.force);
   const auto page = !options.page.empty()
                         ? options.page
@@ -66,40 +43,16 @@ int run(Context& context, const Options& options) {
 
   MemoryWatch memory;
   Session session(context.runtime(), settings);
-  Plan plan = session.plan(goal);
-  Made made = make(session, plan, settings.refine_steps);
-  Comparison proof = session.prove(plan, made.refined);
-  std::vector<std::string> notes;
-  double correction = 1;
-  for (int round = 1; goal.max_kl && round < kRounds; ++round) {
-    const double measured = proof.kl_mean.value, wanted = *goal.max_kl;
-    if (measured <= wanted && measured >= 0.97 * wanted) break;
-    if (measured <= wanted && round == kRounds - 1) break;
-    notes.push_back(fmt::format(
-        "plan {}: {} bytes, predicted KL {:.4f}, measured {:.4f}, asked {:.4f}: planned again with "
-        "what was measured",
-        round, plan.predicted_bytes, plan.predicted_kl, measured, wanted));
-    context.note(notes.back());
-    correction *= std::max(1e-3, measured / plan.predicted_kl);
-    Plan next = session.plan(goal, correction);
-    if (to_json(next) == to_json(plan)) break;
-    Made next_made = make(session, next, settings.refine_steps);
-    Comparison next_proof = session.prove(next, next_made.refined);
-    // A smaller file that misses the bound is no answer where the last one held.
-    if (next_proof.kl_mean.value > wanted && measured <= wanted) break;
-    plan = std::move(next);
-    made = std::move(next_made);
-    proof = std::move(next_proof);
-  }
-  if (!made.note.empty()) notes.push_back(made.note);
+  const auto [plan, cut, refined, proof, notes] =
+      carry_out(session, goal, [&](const std::string& note) { context.note(note); });
   check_output(options.output, settings.model, options.force);  // hours may have passed
-  session.write(options.output, made.refined, plan, proof);
+  session.write(options.output, refined, plan, proof);
   if (!options.plan.empty()) write_text(options.plan, to_json(plan));
 
-  Report report = session.report(plan, made.refined, proof);
+  Report report = session.report(plan, refined, proof);
   report.output = options.output.string();
   report.output_sha256 = mt::model_sha256(options.output);
-  session.measure_largest(report, made.cut, 12);  // scales refined together do not count alone
+  session.measure_largest(report, cut, 12);  // scales refined together do not count alone
   if (options.frontier > 0) report.frontier = session.frontier(options.frontier);
   report.notes = notes;
   if (!plan.note.empty()) report.notes.push_back(plan.note);

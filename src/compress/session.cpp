@@ -102,35 +102,49 @@ Calibration Session::sample_calibration(int64_t n_windows, int64_t n_proof, int6
                 .sha256 = sha256_hex(what),
                 .windows = {},
                 .proof = {},
+                .aim = {},
+                .aim_name = {},
                 .refine = {}};
   db_->select_run(sha256_, c.sha256, what);
+  c.windows = sample(0, n_windows + n_proof, n_ctx);
+  c.proof.assign(c.windows.begin() + n_windows, c.windows.end());
+  c.windows.resize(static_cast<size_t>(n_windows));
+  if (settings_.refine_steps > 0) c.refine = c.windows;
+  if (!settings_.aims) return c;
+  // In a run of their own: the other goals' measurements stay valid.
+  db_->select_run(sha256_, c.sha256, what + ", and those to plan against");
+  c.aim = sample(n_windows + n_proof, n_proof, n_ctx);
+  c.aim_name = "windows of text sampled from the model, none of them the proof's";
+  return c;
+}
+
+// Sequences first .. first+n-1, in the selected run.
+Windows Session::sample(int64_t first, int64_t n, int64_t n_ctx) {
+  Windows sequences;
   // In groups: a killed run loses at most one.
   constexpr int64_t kGroup = 24;
-  const int64_t total = n_windows + n_proof;
-  for (int64_t first = 0; first < total; first += kGroup) {
-    const int64_t n = std::min(kGroup, total - first);
-    auto place = [&](int64_t i) { return fmt::format("sequence {}", first + i); };
-    if (!db_->vector(place(n - 1), "tokens")) {
+  auto place = [](int64_t i) { return fmt::format("sequence {}", i); };
+  for (const int64_t end = first + n; first < end; first += kGroup) {
+    const int64_t count = std::min(kGroup, end - first);
+    if (!db_->vector(place(first + count - 1), "tokens")) {
       auto text = sample_self_text(rt_, *model_, *tokenizer_,
-                                   {.seed = settings_.seed, .n_tokens = n_ctx}, first, n);
+                                   {.seed = settings_.seed, .n_tokens = n_ctx}, first, count);
       db_->begin();
-      for (int64_t i = 0; i < n; ++i)
-        db_->put(place(i), "tokens", as_floats(text[static_cast<size_t>(i)]));
+      for (int64_t i = 0; i < count; ++i)
+        db_->put(place(first + i), "tokens", as_floats(text[static_cast<size_t>(i)]));
       db_->commit();
     }
-    for (int64_t i = 0; i < n; ++i) {
-      auto& part = std::ssize(c.windows) < n_windows ? c.windows : c.proof;
+    for (int64_t i = first; i < first + count; ++i) {
       auto tokens = db_->vector(place(i), "tokens");
       if (!tokens || std::ssize(*tokens) != n_ctx ||
           !std::all_of(tokens->begin(), tokens->end(),
                        [&](float id) { return id >= 0 && id < float(model_->n_vocab); }))
         throw_error("{}: '{}' is damaged; delete the file or name another with --db",
                     settings_.db.string(), place(i));
-      part.push_back(as_ids(*tokens));
+      sequences.push_back(as_ids(*tokens));
     }
   }
-  if (settings_.refine_steps > 0) c.refine = c.windows;
-  return c;
+  return sequences;
 }
 
 Calibration Session::read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx) {
@@ -149,22 +163,38 @@ Calibration Session::read_calibration(int64_t n_windows, int64_t n_proof, int64_
         "smaller --n-ctx",
         all.tokens.size(), all.count(), n_ctx);
   const int64_t proof = std::max<int64_t>(1, taken * n_proof / (n_windows + n_proof));
-  std::vector<bool> free(static_cast<size_t>(all.count()), true);  // not the proof's
+  std::vector<bool> free(static_cast<size_t>(all.count()), true);  // to refine on
+  std::vector<bool> unused = free;
   for (int64_t i = 0; i < taken; ++i) {
     const int64_t at = i * all.count() / taken;
     auto window = all.window(at);
     const bool held_out = (i + 1) * proof / taken > i * proof / taken;
     (held_out ? c.proof : c.windows).emplace_back(window.begin(), window.end());
     if (held_out) free[static_cast<size_t>(at)] = false;
+    unused[static_cast<size_t>(at)] = false;
   }
-  std::vector<int64_t> others;
-  for (int64_t i = 0; i < all.count(); ++i)
-    if (free[static_cast<size_t>(i)]) others.push_back(i);
-  const int64_t refined = std::min(settings_.refine_steps, std::ssize(others));
-  for (int64_t i = 0; i < refined; ++i) {
-    auto window = all.window(others[static_cast<size_t>(i * std::ssize(others) / refined)]);
-    c.refine.emplace_back(window.begin(), window.end());
+  // n of those marked, evenly apart; all of them where there are fewer.
+  auto take = [&](const std::vector<bool>& marked, int64_t n, Windows& to) {
+    std::vector<int64_t> others, chosen;
+    for (int64_t i = 0; i < all.count(); ++i)
+      if (marked[static_cast<size_t>(i)]) others.push_back(i);
+    n = std::min(n, std::ssize(others));
+    for (int64_t i = 0; i < n; ++i) {
+      chosen.push_back(others[static_cast<size_t>(i * std::ssize(others) / n)]);
+      auto window = all.window(chosen.back());
+      to.emplace_back(window.begin(), window.end());
+    }
+    return chosen;
+  };
+  if (settings_.aims) {
+    c.aim_name = "windows of " + c.name + ", none of them the proof's";
+    for (int64_t i : take(unused, proof, c.aim)) free[static_cast<size_t>(i)] = false;
+    if (std::ssize(c.aim) < proof) {  // the text is used up
+      c.aim = c.windows;
+      c.aim_name = "calibration windows of " + c.name;
+    }
   }
+  take(free, settings_.refine_steps, c.refine);
   std::string weights;
   for (const auto& source : sources) weights += fmt::format(" {}", source.weight);
   c.sha256 = sha256_hex(all.sha256 + weights);
@@ -324,14 +354,30 @@ Model Session::cut(const Plan& plan) {
     });
   }
   const auto candidates = find_candidates(*model_, settings_.types, &profile());
-  return cut_model(rt_, *model_, plan, [&](const std::string& tensor) -> RowWeights {
-    const std::string key = plan.head == HeadPlan::tied && tensor == model_->embedding.name
-                                ? tensor + " as " + plan.tied_source
-                                : tensor;
+  auto key_of = [&](const std::string& tensor) {
+    return plan.head == HeadPlan::tied && tensor == model_->embedding.name
+               ? tensor + " as " + plan.tied_source
+               : tensor;
+  };
+  Plan missing = plan;
+  for (Decision& d : missing.decisions) {
+    const auto known = cut_.find(key_of(d.place));
+    if (known != cut_.end() && known->second.dtype == d.chosen.dtype) d.chosen.keep = true;
+  }
+  Model cut = cut_model(rt_, *model_, missing, [&](const std::string& tensor) -> RowWeights {
     for (const Candidate& c : candidates.all)
-      if (c.key == key) return c.weights;
+      if (c.key == key_of(tensor)) return c.weights;
     throw_error("'{}' is no place of {}", tensor, settings_.model.string());
   });
+  std::map<std::string, Weight> made;
+  for (LinearMap* map : linear_maps(cut))
+    for (size_t i = 0; i < plan.decisions.size(); ++i) {
+      if (plan.decisions[i].place != map->name || plan.decisions[i].chosen.keep) continue;
+      if (missing.decisions[i].chosen.keep) map->weight = cut_.at(key_of(map->name));
+      made.emplace(key_of(map->name), map->weight);
+    }
+  cut_ = std::move(made);
+  return cut;
 }
 
 Refined Session::refine(const Plan& plan, const Model& cut) {
@@ -346,16 +392,16 @@ Refined Session::refine(const Plan& plan, const Model& cut) {
   return refined;
 }
 
-Comparison Session::prove(const Plan& plan, const Model& cut) {
-  calibration();
+Comparison Session::measure(const std::string& part, const Windows& windows, const Plan& plan,
+                            const Model& cut) {
   const std::string metric =
-      "proof of plan " +
+      part + " of plan " +
       sha256_hex(to_json(plan) + settings_.imatrix.string() +
                  (settings_.refine_steps > 0 ? fmt::format("refined {}", settings_.refine_steps)
                                              : std::string()));
-  auto place = [](int64_t window) { return fmt::format("proof window {}", window); };
+  auto place = [&](int64_t window) { return fmt::format("{} window {}", part, window); };
   EvalOptions options;
-  options.label = "proving";
+  options.label = part == "proof" ? "proving" : "measuring the plan";
   options.stored = [&](int64_t window) -> std::optional<WindowStats> {
     if (auto packed = db_->vector(place(window), metric)) return WindowStats::unpack(*packed);
     return std::nullopt;
@@ -363,9 +409,20 @@ Comparison Session::prove(const Plan& plan, const Model& cut) {
   options.store = [&](int64_t window, const WindowStats& stats) {
     db_->put(place(window), metric, stats.pack());
   };
-  Comparison c = compare(rt_, *model_, cut, calibration_->proof, options);
+  return compare(rt_, *model_, cut, windows, options);
+}
+
+Comparison Session::prove(const Plan& plan, const Model& cut) {
+  Comparison c = measure("proof", calibration().proof, plan, cut);
   c.corpus = proof_name();
   c.corpus_sha256 = hash_of(calibration_->proof);
+  return c;
+}
+
+Comparison Session::aim(const Plan& plan, const Model& cut) {
+  Comparison c = measure("aim", calibration().aim, plan, cut);
+  c.corpus = calibration_->aim_name;
+  c.corpus_sha256 = hash_of(calibration_->aim);
   return c;
 }
 
@@ -378,6 +435,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.version = version();
   r.source_sha256 = sha256_;
   r.goal = plan.goal;
+  r.aimed_on = plan.aimed_on;
   r.plan_sha256 = plan.decisions.empty() ? kNoHash : sha256_hex(to_json(plan));
   if (settings_.imatrix.empty()) {
     r.calibration = calibration().name;

@@ -28,6 +28,7 @@ struct SessionSettings {
   std::vector<Dtype> types;       // that the plan may choose from
   int64_t n_measured = 24;        // places whose loss is measured, not only predicted
   int64_t refine_steps = 0;       // after the cut, before the proof
+  bool aims = false;              // sets windows apart to plan against, for Session::aim
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
 
@@ -46,7 +47,9 @@ struct Calibration {
   std::string sha256;
   Windows windows;
   Windows proof;
-  Windows refine;  // where refinement is asked for: as many as there are steps, none of the proof's
+  Windows aim;           // where it is asked for: as many as the proof's, none of them the proof's
+  std::string aim_name;  // for people: what they are and what they are not
+  Windows refine;  // where refinement is asked for: as many as there are steps, of no other part
 };
 
 // The main flow over one model, stage by stage: every stage finds in the database what an earlier
@@ -58,6 +61,7 @@ class Session {
 
   const Model& model() const { return *model_; }
   const std::string& model_sha256() const { return sha256_; }
+  const SessionSettings& settings() const { return settings_; }
   const std::filesystem::path& db_path() const { return settings_.db; }
   Measurements& db() { return *db_; }
 
@@ -73,12 +77,15 @@ class Session {
 
   // correction: measured over predicted KL of an earlier plan.
   Plan plan(const Goal& goal, double correction = 1);
+  // Tensors that the cut before this one had in the same format are not made again.
   Model cut(const Plan& plan);
   // The cut of the plan with its scales and norms refined, settings.refine_steps steps long, on
   // text that the proof does not see. Its state lies beside the database until write().
   Refined refine(const Plan& plan, const Model& cut);
   // On the windows set aside. Window by window in the database, under the plan's hash.
   Comparison prove(const Plan& plan, const Model& cut);
+  // The same on the windows that a plan for a KL is made against: they prove nothing.
+  Comparison aim(const Plan& plan, const Model& cut);
   // Bytes of the file that write() makes of this plan and a proof; without one it is smaller.
   int64_t exact_bytes(const Plan& plan);
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
@@ -90,6 +97,9 @@ class Session {
  private:
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
+  Comparison measure(const std::string& part, const Windows& windows, const Plan& plan,
+                     const Model& cut);
+  Windows sample(int64_t first, int64_t n, int64_t n_ctx);
   Calibration sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
   Calibration read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
   int64_t n_weights() const;  // of all tensors
@@ -107,6 +117,7 @@ class Session {
   std::vector<std::vector<double>> losses_;  // [candidate][dtype], as predicted
   std::vector<double> correction_;           // [candidate], measured over predicted
   std::optional<Problem> problem_;
+  std::map<std::string, Weight> cut_;                         // of the last cut, by candidate
   std::map<std::string, std::pair<double, double>> refined_;  // by plan: loss at first and at last
   std::vector<std::filesystem::path> refine_states_;
 };

@@ -151,6 +151,7 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
   set("microtome.version", receipt.version);
   set("microtome.source.sha256", receipt.source_sha256);
   set("microtome.goal", receipt.goal);
+  if (!receipt.aimed_on.empty()) set("microtome.plan.aimed_on", receipt.aimed_on);
   set("microtome.plan.sha256", receipt.plan_sha256);
   set("microtome.calibration", receipt.calibration);
   set("microtome.calibration.sha256", receipt.calibration_sha256);

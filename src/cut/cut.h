@@ -23,6 +23,7 @@ struct Receipt {
   std::string version;
   std::string source_sha256;
   std::string goal;
+  std::string aimed_on;  // what the plan was made against: Plan::aimed_on
   std::string plan_sha256;
   std::string calibration;         // what the weights were measured on, for people
   std::string calibration_sha256;  // 64 hex digits, or as many zeros

@@ -68,6 +68,7 @@ std::string to_json(const Plan& plan) {
   head["model_name"] = plan.model_name;
   head["model_sha256"] = plan.model_sha256;
   head["goal"] = plan.goal;
+  if (!plan.aimed_on.empty()) head["aimed_on"] = plan.aimed_on;
   head["head"] = plan.head == HeadPlan::tied ? "tied" : "as_source";
   if (!plan.tied_source.empty()) head["tied_source"] = plan.tied_source;
   head["fixed_bytes"] = plan.fixed_bytes;
@@ -101,7 +102,7 @@ Plan plan_from_json(const std::string& text, const std::string& path) {
   const Json json = parse_json(text, path);
   const Fields fields(
       json, path, "",
-      {"microtome_plan", "model_name", "model_sha256", "goal", "head", "tied_source", "fixed_bytes",
+      {"microtome_plan", "model_name", "model_sha256", "goal", "aimed_on", "head", "tied_source", "fixed_bytes",
        "predicted_bytes", "predicted_kl", "optimality_gap", "note", "places"});
   const int64_t written = fields.integer("microtome_plan", 1, INT64_MAX, format_version);
   if (written != format_version)
@@ -111,6 +112,7 @@ Plan plan_from_json(const std::string& text, const std::string& path) {
   plan.model_name = fields.text("model_name");
   plan.model_sha256 = fields.text("model_sha256");
   plan.goal = fields.text("goal");
+  plan.aimed_on = fields.text("aimed_on");
   const std::string head = fields.text("head", "as_source");
   if (head == "tied") {
     plan.head = HeadPlan::tied;

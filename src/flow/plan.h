@@ -34,6 +34,8 @@ struct Plan {
   std::string model_sha256;
   std::string model_name;
   std::string goal;  // as asked: "--size 75000000"
+  // Where it was made again with what was measured: the text that this was measured on.
+  std::string aimed_on;
   HeadPlan head = HeadPlan::as_source;
   std::string tied_source;  // with HeadPlan::tied, whose values serve: "output.weight" or
                             // "token_embd.weight"

@@ -157,6 +157,8 @@ TEST_F(CompressProgram, ABoundOnTheLossHolds) {
     const double measured = report.at("comparisons").at(0).at("kl_mean").at("value");
     EXPECT_LE(measured, std::stod(bound));
     EXPECT_GT(measured, 0.5 * std::stod(bound)) << "bytes are given away";
+    EXPECT_SAYS(report.at("notes").dump(), "none of them the proof's");
+    EXPECT_SAYS(read_gguf(out).need_string("microtome.plan.aimed_on"), "none of them the proof's");
   }
 }
 

@@ -1,0 +1,173 @@
+#include "compress/carry_out.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+namespace mt {
+namespace {
+
+// A search ends when the KL of the best plan is this near the bound, or when the next smaller plan
+// tried, which misses it, is this near in bytes.
+constexpr double kNearKl = 0.98;
+constexpr double kNearBytes = 0.004;
+constexpr int kTrials = 10;
+constexpr int kProofs = 3;
+
+struct Trial {
+  Plan plan;
+  double target = 0;  // the KL that gave this plan, uncorrected as what it predicts
+  double predicted = 0;
+  double measured = 0;  // on the windows for aiming
+};
+
+class Search {
+ public:
+  Search(Session& session, const Goal& goal, const std::function<void(const std::string&)>& say,
+         std::vector<std::string>& notes)
+      : session_(session), goal_(goal), say_(say), notes_(notes) {}
+
+  // The smallest plan found whose measured KL is at most `bound`; where none is, the one of the
+  // least KL.
+  const Trial& smallest_within(double bound) {
+    for (int i = 0; i < kTrials; ++i) {
+      const Trial *fits = best(bound), *misses = nearest_miss(bound);
+      if (fits && (fits->measured >= kNearKl * bound ||
+                   (misses && double(fits->plan.predicted_bytes - misses->plan.predicted_bytes) <=
+                                  kNearBytes * double(fits->plan.predicted_bytes))))
+        break;
+      attempt(next_target(bound, fits, misses), bound);
+    }
+    if (const Trial* fits = best(bound)) return *fits;
+    return *std::min_element(trials_.begin(), trials_.end(), [](const Trial& a, const Trial& b) {
+      return a.measured < b.measured;
+    });
+  }
+
+ private:
+  static double next_target(double bound, const Trial* fits, const Trial* misses) {
+    const double aim = 0.995 * bound;
+    if (!fits && !misses) return bound;
+    if (!fits || !misses) {
+      const Trial& t = fits ? *fits : *misses;
+      return t.target * std::clamp(aim / std::max(t.measured, 1e-12), 0.02, 50.0);
+    }
+    // Between a plan that fits and one that does not: a straight line in logarithms.
+    const double low = std::log(fits->target), high = std::log(misses->target);
+    const double from = std::log(fits->measured), to = std::log(misses->measured);
+    const double share = to > from ? (std::log(aim) - from) / (to - from) : 0.5;
+    return std::exp(low + std::clamp(share, 0.1, 0.9) * (high - low));
+  }
+
+  // Plans for a KL of `target`, cuts and measures; a plan that is known already is not made again.
+  void attempt(double target, double bound) {
+    // What is known of predictions near by becomes a part of this one.
+    double correction = 1, nearest = INFINITY;
+    for (const Trial& t : trials_)
+      if (const double away = std::fabs(std::log(t.predicted / target)); away < nearest)
+        nearest = away, correction = std::max(t.measured, 1e-12) / t.predicted;
+    Goal goal = goal_;
+    goal.max_kl = target * correction;
+    Plan plan = session_.plan(goal, correction);
+    for (Trial& t : trials_)
+      if (std::equal(plan.decisions.begin(), plan.decisions.end(), t.plan.decisions.begin(),
+                     t.plan.decisions.end(), [](const Decision& a, const Decision& b) {
+                       return a.place == b.place && a.chosen.dtype == b.chosen.dtype;
+                     })) {
+        t.target = target;
+        return;
+      }
+    plan.aimed_on = session_.calibration().aim_name;
+    plan.predicted_bytes = session_.exact_bytes(plan);
+    Trial t{.plan = std::move(plan), .target = target, .predicted = 0, .measured = 0};
+    t.predicted = std::max(t.plan.predicted_kl / correction, 1e-12);
+    const Model cut = session_.cut(t.plan);
+    t.measured =
+        session_
+            .aim(t.plan,
+                 session_.settings().refine_steps > 0 ? session_.refine(t.plan, cut).model : cut)
+            .kl_mean.value;
+    notes_.push_back(fmt::format(
+        "plan {}: {} bytes, predicted KL {:.4g}, measured {:.4g} on {}; {}", trials_.size() + 1,
+        t.plan.predicted_bytes, t.plan.predicted_kl, t.measured, session_.calibration().aim_name,
+        t.measured <= bound ? "within the bound" : "above the bound"));
+    say_(notes_.back());
+    trials_.push_back(std::move(t));
+  }
+
+  const Trial* best(double bound) const {
+    const Trial* found = nullptr;
+    for (const Trial& t : trials_)
+      if (t.measured <= bound && (!found || t.plan.predicted_bytes < found->plan.predicted_bytes))
+        found = &t;
+    return found;
+  }
+  // The largest that misses the bound, of those smaller than the best that keeps it.
+  const Trial* nearest_miss(double bound) const {
+    const Trial *fits = best(bound), *found = nullptr;
+    for (const Trial& t : trials_)
+      if (t.measured > bound && (!fits || t.plan.predicted_bytes < fits->plan.predicted_bytes) &&
+          (!found || t.plan.predicted_bytes > found->plan.predicted_bytes))
+        found = &t;
+    return found;
+  }
+
+  Session& session_;
+  const Goal& goal_;
+  const std::function<void(const std::string&)>& say_;
+  std::vector<std::string>& notes_;
+  std::vector<Trial> trials_;
+};
+
+void finish(Session& session, Result& result) {
+  result.cut = session.cut(result.plan);
+  if (session.settings().refine_steps == 0) {
+    result.refined = result.cut;
+  } else {
+    Refined r = session.refine(result.plan, result.cut);
+    result.notes.push_back(fmt::format(
+        "refined: {} steps on {} scales and {} norm gains; mean KL on calibration text {:.4f} over "
+        "the first tenth of the steps, {:.4f} over the last",
+        r.losses.size(), r.n_scales, r.n_norms, r.first_loss(), r.last_loss()));
+    result.refined = std::move(r.model);
+  }
+  result.proof = session.prove(result.plan, result.refined);
+}
+
+}  // namespace
+
+Result carry_out(Session& session, const Goal& goal,
+                 const std::function<void(const std::string&)>& say) {
+  Result result;
+  if (!goal.max_kl) {
+    result.plan = session.plan(goal);
+    finish(session, result);
+    return result;
+  }
+  Search search(session, goal, say, result.notes);
+  const double bound = *goal.max_kl;
+  double aim = bound;
+  for (int proof = 1;; ++proof) {
+    const Trial& found = search.smallest_within(aim);
+    result.plan = found.plan;
+    if (proof > 1) {
+      result.plan.aimed_on += ", and the proof's";
+      result.plan.predicted_bytes = session.exact_bytes(result.plan);
+    }
+    finish(session, result);
+    const double proved = result.proof.kl_mean.value;
+    if (proved <= bound || found.measured > aim || proof == kProofs) break;
+    result.notes.push_back(fmt::format(
+        "the proof missed the bound: {:.4g} on the windows set aside, {:.4g} on those that the "
+        "plan "
+        "was made against; planned again for less, so that the proof's text decided too",
+        proved, found.measured));
+    say(result.notes.back());
+    aim = 0.995 * bound * found.measured / proved;
+  }
+  return result;
+}
+
+}  // namespace mt

@@ -1,0 +1,27 @@
+#pragma once
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "compress/session.h"
+
+namespace mt {
+
+// A goal carried out: planned, cut, refined where the session refines, proved.
+struct Result {
+  Plan plan;
+  Model cut;
+  Model refined;  // the cut itself where nothing is refined
+  Comparison proof;
+  std::vector<std::string> notes;  // for people: what was decided on the way, and why
+};
+
+// A goal in bytes, bits or formats is planned once. A goal in KL is a search for the smallest file
+// whose KL, measured on the session's windows for aiming (settings.aims), is within the bound;
+// then it is proved on the windows set aside, which decided nothing. Where the proof misses the
+// bound, the search goes on for as much less as the proof's text is harder: plan.aimed_on and the
+// notes say so. `say` is told each note as it comes.
+Result carry_out(Session& session, const Goal& goal,
+                 const std::function<void(const std::string&)>& say);
+
+}  // namespace mt
