@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <filesystem>
@@ -46,6 +47,37 @@ std::string indented_examples(std::string_view examples) {
   return text;
 }
 
+// How many letters to change, add or leave out to make `a` into `b` (Levenshtein 1966).
+size_t distance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  for (size_t j = 0; j < row.size(); ++j) row[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = std::exchange(row[0], i);
+    for (size_t j = 1; j <= b.size(); ++j)
+      diagonal = std::exchange(row[j], std::min({row[j] + 1, row[j - 1] + 1,
+                                                 diagonal + (a[i - 1] != b[j - 1] ? 1 : 0)}));
+  }
+  return row.back();
+}
+
+// Of a line on which the parser found no command.
+std::string no_command(int argc, char** argv) {
+  std::string list;
+  for (const Command* c : commands) list += (list.empty() ? "" : ", ") + std::string(c->name);
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == "--threads") ++i;
+    if (word.starts_with('-')) continue;
+    const Command* nearest = *std::min_element(
+        std::begin(commands), std::end(commands),
+        [&](auto* a, auto* b) { return distance(word, a->name) < distance(word, b->name); });
+    const bool near = distance(word, nearest->name) <= 2;
+    return fmt::format("unknown command '{}'; {}ommands are {}", word.substr(0, 60),
+                       near ? fmt::format("did you mean '{}'? C", nearest->name) : "c", list);
+  }
+  return fmt::format("expected a command: {}", list);
+}
+
 // One line, whatever the message holds.
 std::string one_line(std::string_view message) {
   std::string text;
@@ -69,6 +101,13 @@ int fail(Context& context, int code, std::string_view message) {
 }
 
 int run_program(int argc, char** argv, Context& context) {
+  // "help" and "help COMMAND", as other programs take them.
+  std::vector<char*> words(argv, argv + argc);
+  std::string asked_help = "--help";
+  if (argc > 1 && argc < 4 && std::string_view(argv[1]) == "help") {
+    words.erase(words.begin() + 1);
+    words.push_back(asked_help.data());
+  }
   CLI::App app("microtome: opens a pretrained transformer, cuts it to a size, says what it cost",
                "microtome");
   app.set_version_flag("--version", fmt::format("microtome {}", version()));
@@ -88,7 +127,7 @@ int run_program(int argc, char** argv, Context& context) {
   for (int i = 1; i < argc; ++i)
     if (std::string_view(argv[i]) == "--json") context.json = true;
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
   } catch (const CLI::CallForHelp& help) {
     const CLI::App* asked = &app;
     for (const auto& [sub, run] : runs)
@@ -104,7 +143,10 @@ int run_program(int argc, char** argv, Context& context) {
     std::string where = "microtome";
     for (const auto& [sub, run] : runs)
       if (sub->parsed()) where += " " + sub->get_name();
-    return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", e.what(), where));
+    const std::string what = where == "microtome" && dynamic_cast<const CLI::RequiredError*>(&e)
+                                 ? no_command(argc, argv)
+                                 : e.what();
+    return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", what, where));
   }
   ProgressDraw progress(context.err, context.quiet);
   set_progress_sink(&progress);

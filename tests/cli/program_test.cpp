@@ -49,6 +49,31 @@ TEST(Program, HelpOfEveryCommandHasItsExamples) {
   }
 }
 
+TEST(Program, UnknownCommandsAreNamedAndAnsweredWithTheNearest) {
+  auto said = [](const std::vector<std::string>& arguments) {
+    Outcome r = run(arguments);
+    EXPECT_EQ(r.code, 2);
+    return r.err;
+  };
+  const std::string all = "ommands are inspect, generate, eval, profile, plan, cut, compress";
+  for (const auto& [typed, meant] :
+       {std::pair{"comprss", "compress"}, {"Plan", "plan"}, {"evla", "eval"}}) {
+    for (const auto& line :
+         {std::vector<std::string>{typed}, {"--threads", "2", "-q", typed, "x"}}) {
+      const std::string text = said(line);
+      EXPECT_NE(text.find(std::string("unknown command '") + typed + "'; did you mean '" + meant +
+                          "'? C" + all),
+                std::string::npos)
+          << text;
+    }
+  }
+  const std::string text = said({"model.gguf"});
+  EXPECT_NE(text.find("unknown command 'model.gguf'; c" + all), std::string::npos) << text;
+  EXPECT_NE(said({}).find("expected a command: inspect, "), std::string::npos);
+  EXPECT_EQ(run({"help"}).out, run({"--help"}).out);
+  EXPECT_EQ(run({"help", "plan"}).out, run({"plan", "--help"}).out);
+}
+
 TEST(Program, VersionIsANumber) {
   Outcome r = run({"--version"});
   EXPECT_EQ(r.code, 0);
