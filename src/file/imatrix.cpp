@@ -89,7 +89,14 @@ Imatrix from_dat(const std::string& path, std::span<const std::byte> bytes) {
     return static_cast<uint64_t>(n);
   };
   Imatrix imatrix;
-  uint64_t n = take_size("entry count");
+  // There is no mark to know the form by, but an entry takes 17 bytes at least.
+  const auto told = bytes.size() < 4 ? int32_t{0} : in.take<int32_t>("entry count");
+  if (told < 1 || static_cast<uint64_t>(told) > bytes.size() / 17)
+    throw_error(
+        "{}: expected an importance matrix (a GGUF file, or the older .dat form), found another "
+        "kind of file",
+        path);
+  const auto n = static_cast<uint64_t>(told);
   std::vector<std::string_view> names;
   for (uint64_t i = 0; i < n; ++i) {
     std::string place = fmt::format("entry {}", i);

@@ -14,6 +14,7 @@
 #include "file/json.h"
 #include "file/names.h"
 #include "file/tensor_writer.h"
+#include "flow/json_mistake.h"
 
 namespace mt {
 namespace {
@@ -43,8 +44,9 @@ struct Entry {
 // token by token: whatever else comes is an error at once, so no tree is built.
 class HeaderParser : public nlohmann::json_sax<nlohmann::json> {
  public:
-  HeaderParser(const Cursor& in, TensorFile& file, std::vector<Entry>& entries)
-      : in_(in), file_(file), entries_(entries) {}
+  HeaderParser(const Cursor& in, std::string_view header, TensorFile& file,
+               std::vector<Entry>& entries)
+      : in_(in), header_(header), file_(file), entries_(entries) {}
 
   bool null() override { unexpected("null"); }
   bool boolean(bool) override { unexpected("a boolean"); }
@@ -130,7 +132,7 @@ class HeaderParser : public nlohmann::json_sax<nlohmann::json> {
 
   bool parse_error(std::size_t position, const std::string&,
                    const nlohmann::json::exception& e) override {
-    in_.fail(fmt::format("header, byte {}", position), "JSON", e.what());
+    in_.fail(fmt::format("header, byte {}", position), "JSON", json_mistake(e, header_));
   }
 
  private:
@@ -154,6 +156,7 @@ class HeaderParser : public nlohmann::json_sax<nlohmann::json> {
   }
 
   const Cursor& in_;
+  std::string_view header_;
   TensorFile& file_;
   std::vector<Entry>& entries_;
   int depth_ = 0;
@@ -253,7 +256,7 @@ TensorFile parse_safetensors(const std::string& path, SharedBytes bytes) {
   file.path = path;
   file.format = "safetensors";
   std::vector<Entry> entries;
-  HeaderParser parser(in, file, entries);
+  HeaderParser parser(in, header, file, entries);
   nlohmann::json::sax_parse(header.begin(), header.end(), &parser);
   check_duplicates(in, file, entries);
   place_tensors(in, bytes, entries, file);

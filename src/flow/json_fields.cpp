@@ -6,18 +6,13 @@
 #include <vector>
 
 #include "base/error.h"
+#include "flow/json_mistake.h"
 
 namespace mt {
 namespace {
 
 constexpr size_t max_text = size_t{64} << 20;
 constexpr size_t max_depth = 16;
-
-// The library's messages begin with "[json.exception....] ".
-std::string plain(const std::string& what) {
-  const size_t end = what.starts_with('[') ? what.find("] ") : std::string::npos;
-  return end == std::string::npos ? what : what.substr(end + 2);
-}
 
 }  // namespace
 
@@ -42,7 +37,7 @@ Json parse_json(const std::string& text, const std::string& path) {
   try {
     return Json::parse(text, check);
   } catch (const Json::exception& e) {
-    throw_error("{}: not JSON: {}", path, plain(e.what()));
+    throw_error("{}: not JSON: {}", path, json_mistake(e, text));
   }
 }
 

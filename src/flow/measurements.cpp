@@ -63,6 +63,10 @@ CREATE TABLE text(
   int why = db ? sqlite3_system_errno(db) : 0;
   switch (code & 0xff) {
     case SQLITE_NOTADB:
+      throw_error(
+          "{}: expected a database of measurements (SQLite), found another kind of file; name "
+          "another with --db",
+          path);
     case SQLITE_CORRUPT:
     case SQLITE_ERROR:     // a table or column that is not there
     case SQLITE_MISMATCH:  // a value of another type where ours should be

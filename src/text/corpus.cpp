@@ -3,15 +3,15 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/files.h"
+#include "flow/json_fields.h"
+#include "flow/json_mistake.h"
+#include "text/utf8.h"
 
 namespace mt {
 namespace {
-
-using Json = nlohmann::ordered_json;  // TruthfulQA's choices are keys: their order counts
 
 std::vector<int32_t> tokens_of(const Tokenizer& tokenizer, const std::string& text) {
   std::vector<int32_t> tokens;
@@ -21,23 +21,94 @@ std::vector<int32_t> tokens_of(const Tokenizer& tokenizer, const std::string& te
   return tokens;
 }
 
-Question question_of_line(const Json& j) {
-  Question q;
-  q.query = j.at("query").get<std::string>();
-  q.choices = j.at("choices").get<std::vector<std::string>>();
-  q.gold = j.at("gold").get<int64_t>();
-  return q;
+// One question's JSON, read with checks. `place`: "FILE: line 3".
+class QuestionReader {
+ public:
+  QuestionReader(const Json& json, std::string place) : json_(json), place_(std::move(place)) {
+    if (!json.is_object()) throw_error("{}: expected an object, found {}", place_, describe(json));
+  }
+
+  // query, choices, gold
+  Question of_line() const {
+    Question q;
+    q.query = text_of(need("query"), "query");
+    for (const Json& choice : need_kind("choices", "an array", &Json::is_array))
+      q.choices.push_back(text_of(choice, "choices"));
+    const Json& gold = need_kind("gold", "an integer", &Json::is_number_integer);
+    q.gold = gold.get<int64_t>();
+    return checked(std::move(q));
+  }
+
+  // question, mc1_targets: choices as keys, the right one marked 1
+  Question of_truthful() const {
+    Question q;
+    q.query = text_of(need("question"), "question");
+    q.gold = -1;
+    for (const auto& [choice, right] :
+         need_kind("mc1_targets", "an object", &Json::is_object).items()) {
+      if (right == 1) q.gold = static_cast<int64_t>(q.choices.size());
+      q.choices.push_back(choice);
+    }
+    return checked(std::move(q));
+  }
+
+ private:
+  const Json& need(const char* field) const {
+    const auto it = json_.find(field);
+    if (it == json_.end())
+      throw_error(
+          "{}: '{}' is missing; expected query, choices and gold (one object a line), or "
+          "TruthfulQA's array of question and mc1_targets",
+          place_, field);
+    return *it;
+  }
+  const Json& need_kind(const char* field, const char* expected,
+                        bool (Json::*is)() const noexcept) const {
+    const Json& value = need(field);
+    if (!(value.*is)())
+      throw_error("{}: '{}': expected {}, found {}", place_, field, expected, describe(value));
+    return value;
+  }
+  std::string text_of(const Json& value, const char* field) const {
+    if (!value.is_string())
+      throw_error("{}: '{}': expected text, found {}", place_, field, describe(value));
+    return value.get<std::string>();
+  }
+  Question checked(Question q) const {
+    if (q.choices.size() < 2)
+      throw_error("{}: expected at least 2 choices, found {}", place_, q.choices.size());
+    if (q.gold < 0 || q.gold >= std::ssize(q.choices))
+      throw_error("{}: expected the right choice from 0 to {}, found {}", place_,
+                  q.choices.size() - 1, q.gold < 0 ? "none" : std::to_string(q.gold));
+    return q;
+  }
+
+  const Json& json_;
+  std::string place_;
+};
+
+Json question_json(std::string_view text, const std::string& place) {
+  try {
+    return Json::parse(text);
+  } catch (const nlohmann::json::exception& e) {
+    throw_error("{}: expected JSON: {}", place, json_mistake(e, text));
+  }
 }
 
-Question question_of_truthful(const Json& j) {
-  Question q;
-  q.query = j.at("question").get<std::string>();
-  q.gold = -1;
-  for (const auto& [choice, right] : j.at("mc1_targets").items()) {
-    if (right.get<int>() == 1) q.gold = static_cast<int64_t>(q.choices.size());
-    q.choices.push_back(choice);
+// A stray byte in a large text is no reason to refuse it; another kind of file is.
+void check_is_text(const std::string& text, const std::string& name) {
+  if (text.empty()) throw_error("{}: expected text, the file is empty", name);
+  size_t bad = 0, first = 0;
+  for (size_t at = 0; at < text.size();) {
+    const Utf8Char c = utf8_char(text, at);
+    if ((!c.valid || c.code == 0) && bad++ == 0) first = at;
+    at += c.length;
   }
-  return q;
+  if (bad * 100 > text.size())
+    throw_error(
+        "{}: expected text in UTF-8, found byte 0x{:02x} at offset {}, and {} of {} bytes that are "
+        "NUL or no UTF-8; convert it first",
+        name, static_cast<uint8_t>(text[first]), first, bad, text.size());
 }
 
 }  // namespace
@@ -58,6 +129,7 @@ TextSource parse_text_source(const std::string& argument) {
 TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
                              const std::string& name, int64_t n_ctx, int64_t most) {
   if (n_ctx < 2) throw_error("windows: expected at least 2 tokens a window, found {}", n_ctx);
+  check_is_text(text, name);
   TokenWindows windows{.tokens = tokens_of(tokenizer, text),
                        .n_ctx = n_ctx,
                        .bos = tokenizer.adds_bos(),
@@ -116,41 +188,23 @@ TokenWindows windows_of_files(const Tokenizer& tokenizer, const std::vector<Text
 QuestionSet read_questions(const std::filesystem::path& path) {
   const std::string text = read_text_file(path);
   QuestionSet set{.questions = {}, .sha256 = sha256_hex(text)};
-  std::string place = "line 1";
-  const auto add = [&](Question q) {
-    if (q.choices.size() < 2)
-      throw_error("{}: {}: expected at least 2 choices, found {}", path.string(), place,
-                  q.choices.size());
-    if (q.gold < 0 || q.gold >= static_cast<int64_t>(q.choices.size()))
-      throw_error("{}: {}: expected the right choice below {}, found {}", path.string(), place,
-                  q.choices.size(), q.gold);
-    set.questions.push_back(std::move(q));
-  };
-  try {
-    const size_t start = text.find_first_not_of(" \t\r\n");
-    if (start != std::string::npos && text[start] == '[') {
-      place = "array";
-      const Json all = Json::parse(text);
-      for (size_t i = 0; i < all.size(); ++i) {
-        place = fmt::format("question {}", i);
-        add(question_of_truthful(all[i]));
-      }
-    } else {
-      size_t line = 0;
-      for (size_t begin = 0; begin < text.size();) {
-        const size_t end = std::min(text.find('\n', begin), text.size());
-        place = fmt::format("line {}", ++line);
-        const std::string_view one = std::string_view(text).substr(begin, end - begin);
-        if (one.find_first_not_of(" \t\r") != std::string_view::npos)
-          add(question_of_line(Json::parse(one)));
-        begin = end + 1;
-      }
+  const std::string file = path.string();
+  const size_t start = text.find_first_not_of(" \t\r\n");
+  if (start != std::string::npos && text[start] == '[') {
+    const Json all = question_json(text, file);
+    for (size_t i = 0; i < all.size(); ++i)
+      set.questions.push_back(
+          QuestionReader(all[i], fmt::format("{}: question {}", file, i)).of_truthful());
+  } else {
+    size_t line = 0;
+    for (size_t begin = 0; begin < text.size();) {
+      const size_t end = std::min(text.find('\n', begin), text.size());
+      const std::string place = fmt::format("{}: line {}", file, ++line);
+      const std::string_view one = std::string_view(text).substr(begin, end - begin);
+      if (one.find_first_not_of(" \t\r") != std::string_view::npos)
+        set.questions.push_back(QuestionReader(question_json(one, place), place).of_line());
+      begin = end + 1;
     }
-  } catch (const nlohmann::json::exception& e) {
-    throw_error(
-        "{}: {}: expected query, choices and gold (or TruthfulQA's question and "
-        "mc1_targets): {}",
-        path.string(), place, e.what());
   }
   if (set.questions.empty()) throw_error("{}: expected questions, found none", path.string());
   return set;

@@ -35,7 +35,8 @@ struct TokenWindows {
 // windows without overlap; the first token of each is then replaced by BOS, as llama.cpp's
 // perplexity does. The bytes are taken as they are (line ends, byte order mark). A last piece
 // shorter than n_ctx is left out. `most`: at most so many windows, 0 for all. Throws Error where
-// there is not one whole window: how many tokens there are and are needed.
+// there is not one whole window (how many tokens there are and are needed), and where more than a
+// hundredth of the bytes are NUL or no UTF-8 (where the first is).
 TokenWindows windows_of_text(const Tokenizer& tokenizer, const std::string& text,
                              const std::string& name, int64_t n_ctx, int64_t most = 0);
 // Several files: each is cut by itself; files give windows in proportion to their weights, as many

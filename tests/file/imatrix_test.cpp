@@ -78,6 +78,8 @@ TEST(Imatrix, MalformedFilesAreErrors) {
   type.replace(type.find("imatrix"), 7, "imatriX");
   EXPECT_NE(error(type).find("general.type: expected 'imatrix', found 'imatriX'"),
             std::string::npos);
+  for (const char* other : {"{\"a\": 1}", "some text that is long enough for anything", "", "abc"})
+    EXPECT_NE(error(other).find("expected an importance matrix"), std::string::npos) << other;
   const float nan = std::nanf("");
   std::string value = gguf;
   float quarter = 0.25f;

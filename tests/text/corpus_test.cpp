@@ -57,6 +57,30 @@ TEST(TokenWindows, ShortTextsSayHowManyTokens) {
   EXPECT_THROW(windows_of_text(*letters(false), "", "t", 2), Error);
 }
 
+TEST(TokenWindows, OtherFilesThanTextAreRefused) {
+  auto error = [](const std::string& text) {
+    return message_of([&] { windows_of_text(*letters(false), text, "t.txt", 2); });
+  };
+  EXPECT_NE(error("").find("t.txt: expected text, the file is empty"), std::string::npos);
+  const std::string clean(500, 'a');
+  for (const std::string& bad : {std::string(1, '\0'), std::string("\xff"), std::string("\xc3(")}) {
+    std::string many = clean, few = clean;
+    for (int i = 0; i < 6; ++i) many.replace(100 + 20 * i, bad.size(), bad);
+    for (int i = 0; i < 5; ++i) few.replace(100 + 20 * i, bad.size(), bad);
+    const auto message = error(many);
+    EXPECT_NE(message.find("at offset 100"), std::string::npos) << message;
+    EXPECT_NE(message.find("6 of 500 bytes"), std::string::npos) << message;
+    EXPECT_EQ(error(few), "") << "a stray byte is no other kind of file";
+  }
+  std::string wide;  // UTF-16
+  for (char c : std::string("plain words")) wide += {c, '\0'};
+  EXPECT_NE(error(wide).find("at offset 1,"), std::string::npos) << error(wide);
+  std::string other_script;
+  for (int i = 0; i < 50; ++i) other_script += "\xe3\x81\x82";
+  EXPECT_NE(error(other_script).find("too short"), std::string::npos)
+      << "no letter of it, but text";
+}
+
 TEST(TokenWindows, WeightsDecideTheShares) {
   const auto a = written("a.txt", std::string(400, 'a')),
              b = written("b.txt", std::string(400, 'b'));
@@ -93,6 +117,30 @@ TEST(Questions, BothFormsAreReadAndErrorsNameTheLine) {
     EXPECT_NE(message.find("line 2"), std::string::npos) << bad << ": " << message;
   }
   EXPECT_THROW(read_questions(written("empty.jsonl", "")), Error);
+
+  // Each mistake in this program's words.
+  auto error = [&](const std::string& text) {
+    return message_of([&] { read_questions(written("bad.jsonl", text)); });
+  };
+  const std::pair<const char*, const char*> mistakes[] = {
+      {"{\"query\": \"q\", \"choi", "line 1: expected JSON: it ends unfinished after 20 bytes"},
+      {"{\"query\": q}", "line 1: expected JSON: found 'q' at line 1, column 11"},
+      {"{\"query\": 1e999}", "range"},
+      {"{}", "line 1: 'query' is missing"},
+      {"{\"query\": 3}", "'query': expected text, found 3"},
+      {"{\"query\": \"q\", \"choices\": {}}", "'choices': expected an array"},
+      {"{\"query\": \"q\", \"choices\": [1, 2]}", "'choices': expected text, found 1"},
+      {"{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 0}", "at least 2 choices, found 1"},
+      {"{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": \"a\"}", "expected an integer"},
+      {"3", "line 1: expected an object, found 3"},
+      {"[1, 2]", "question 0: expected an object, found 1"},
+      {"[{\"question\": \"q\", \"mc1_targets\": {\"z\": 0, \"a\": 0}}]", "found none"},
+  };
+  for (const auto& [text, part] : mistakes) {
+    const auto message = error(text);
+    EXPECT_NE(message.find(part), std::string::npos) << text << ": " << message;
+    EXPECT_EQ(message.find("exception"), std::string::npos) << message;
+  }
 }
 
 }  // namespace
