@@ -1,5 +1,6 @@
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -31,7 +32,7 @@ struct Words {
 // The words that win somewhere: cost s (s q - 2 p).
 struct Lines {
   int count;
-  float p[kLines], q[kLines];
+  float p2[kLines], q[kLines];
 };
 
 template <class Format>
@@ -40,7 +41,7 @@ struct LatticeWork {
   static constexpr int kPerCell = 8 / Format::kDims;
   // Two words share a sign: either may hold the turned weight, so both costs are kept.
   static constexpr bool kTurns = Format::kParity && kPerCell == 2;
-  alignas(64) float p[kGroups][Format::kWords];
+  alignas(64) float p2[kGroups][Format::kWords];
   alignas(64) float q[kGroups][Format::kWords];
   alignas(64) float turned[kTurns ? kGroups : 1][Format::kWords];
   float w[256], wx[256];  // importance; importance times magnitude
@@ -52,67 +53,148 @@ struct LatticeWork {
 struct CellChoice {
   int word[2];
   int turned;
-  float p, q;
+  float p2, q;
 };
 
-// p and q of every word for the weights of one group. At `turned`, where wanted, p less what the
-// cheapest turned sign costs.
+// 2 p and q of every word for the weights of kTogether groups: the words are read once for all of
+// them. Groups that must turn a sign get 2 p less what the cheapest costs, in `turned` where both
+// are asked for.
+inline constexpr int kTogether = 4;
 template <int W, class Format>
-MT_INLINE void face_words(const Words<Format>& words, const float* w, const float* wx, float* p,
-                          float* q, float* turned) {
+MT_INLINE void face_words(const Words<Format>& words, LatticeWork<Format>& work, int first) {
+  using Work = LatticeWork<Format>;
+  constexpr int kDims = Format::kDims;
+  bool odd[kTogether] = {};
+  for (int j = 0; j < kTogether; ++j) odd[j] = work.odd[(first + j) / Work::kPerCell];
   for (int k = 0; k < Format::kWords; k += W) {
-    VF<W> sum_p = splat<W>(0.0f), sum_q = sum_p, least = splat<W>(3e38f);
-#pragma GCC unroll 8
-    for (int i = 0; i < Format::kDims; ++i) {
-      const VF<W> product = load<W>(&words.value[i][k]) * wx[i];
-      sum_p += product;
-      sum_q += load<W>(&words.square[i][k]) * w[i];
-      if (turned != nullptr) least = vmin<W>(least, product);
+    VF<W> p[kTogether], q[kTogether], least[kTogether];
+#pragma GCC unroll 4
+    for (int j = 0; j < kTogether; ++j) {
+      p[j] = q[j] = splat<W>(0.0f);
+      least[j] = splat<W>(3e38f);
     }
-    if (p != nullptr) store<W>(p + k, sum_p);
-    store<W>(q + k, sum_q);
-    if (turned != nullptr) store<W>(turned + k, sum_p - 2.0f * least);
+#pragma GCC unroll 8
+    for (int i = 0; i < kDims; ++i) {
+      const VF<W> value = load<W>(&words.value[i][k]), square = load<W>(&words.square[i][k]);
+#pragma GCC unroll 4
+      for (int j = 0; j < kTogether; ++j) {
+        const int at = (first + j) * kDims + i;
+        const VF<W> product = value * work.wx[at];
+        p[j] += product;
+        q[j] += square * work.w[at];
+        if (Format::kParity) least[j] = vmin<W>(least[j], product);
+      }
+    }
+    for (int j = 0; j < kTogether; ++j) {
+      const VF<W> p2 = p[j] + p[j], turned = p2 - 4.0f * least[j];
+      store<W>(&work.q[first + j][k], q[j]);
+      if constexpr (Work::kTurns) {
+        store<W>(&work.p2[first + j][k], p2);
+        if (odd[j]) store<W>(&work.turned[first + j][k], turned);
+      } else {
+        store<W>(&work.p2[first + j][k], Format::kParity && odd[j] ? turned : p2);
+      }
+    }
   }
+}
+
+// The largest lane, as a scalar. Which lanes are joined first does not matter to a maximum.
+template <int W>
+MT_INLINE float largest_lane(VF<W> v) {
+  if constexpr (W == 16) {
+    v = vmax<W>(v,
+                __builtin_shuffle(v, VI<W>{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+    v = vmax<W>(v, __builtin_shuffle(v, VI<W>{4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));
+  } else if constexpr (W == 8) {
+    v = vmax<W>(v, __builtin_shuffle(v, VI<W>{4, 5, 6, 7, 0, 1, 2, 3}));
+  }
+  return std::max(std::max(v[0], v[1]), std::max(v[2], v[3]));
+}
+
+template <int W>
+MT_INLINE int smallest_lane(VI<W> v) {
+  if constexpr (W == 16) {
+    const VI<W> half = __builtin_shuffle(v, VI<W>{8, 9, 10, 11, 12, 13, 14, 15});
+    v = v < half ? v : half;
+    const VI<W> quarter = __builtin_shuffle(v, VI<W>{4, 5, 6, 7});
+    v = v < quarter ? v : quarter;
+  } else if constexpr (W == 8) {
+    const VI<W> half = __builtin_shuffle(v, VI<W>{4, 5, 6, 7});
+    v = v < half ? v : half;
+  }
+  return std::min(std::min(v[0], v[1]), std::min(v[2], v[3]));
+}
+template <int W>
+MT_INLINE VI<W> lane_numbers() {
+  VI<W> lane{};
+  for (int l = 0; l < W; ++l) lane[l] = l;
+  return lane;
+}
+
+// The first of the lowest among 16.
+template <int W>
+MT_INLINE int lowest_of_16(const float* costs) {
+  VF<W> least = load<W>(costs);
+  for (int l = W; l < kLanes; l += W) least = vmin<W>(least, load<W>(costs + l));
+  const float lowest = -largest_lane<W>(-least);
+  VI<W> at = VI<W>{} + kLanes;
+  for (int l = kLanes - W; l >= 0; l -= W) {
+    at = load<W>(costs + l) == lowest ? lane_numbers<W>() + l : at;
+  }
+  return smallest_lane<W>(at) & (kLanes - 1);
 }
 
 // The word of least s (s q - 2 p), the first among equals.
 template <int W, int N>
-MT_INLINE int best_word(const float* p, const float* q, float s) {
-  VF<W> best = splat<W>(-3e38f);
-  VI<W> at{};
-  for (int k = 0; k < N; k += W) {
-    const VF<W> gain = load<W>(p + k) * 2.0f - load<W>(q + k) * s;
-    const VI<W> better = gain > best;
-    best = better ? gain : best;
-    at = better ? VI<W>{} + k : at;
-  }
-  int word = N;
-  float most = -3.1e38f;
-  for (int l = 0; l < W; ++l) {
-    const int here = at[l] + l;
-    if (best[l] > most || (best[l] == most && here < word)) {
-      most = best[l];
-      word = here;
+MT_INLINE int best_word(const float* p2, const float* q, float s) {
+  // Two chains: a comparison need not wait for the one before.
+  VF<W> best[2] = {splat<W>(-3e38f), splat<W>(-3e38f)};
+  VI<W> at[2] = {};
+  for (int k = 0; k < N; k += 2 * W) {
+    for (int j = 0; j < 2; ++j) {
+      const VF<W> gain = load<W>(p2 + k + j * W) - load<W>(q + k + j * W) * s;
+      const VI<W> better = gain > best[j];
+      best[j] = better ? gain : best[j];
+      at[j] = better ? VI<W>{} + (k + j * W) : at[j];
     }
   }
-  return word;
+  const float most = largest_lane<W>(vmax<W>(best[0], best[1]));
+  const VI<W> lane = lane_numbers<W>(), none = VI<W>{} + (N - 1);
+  const VI<W> even = best[0] == most ? at[0] + lane : none;
+  const VI<W> other = best[1] == most ? at[1] + lane : none;
+  return smallest_lane<W>(even < other ? even : other);
 }
 
-// Winners at ascending scales, and word 0, the smallest, for scales beyond.
-template <int W, int N>
-MT_INLINE void list_winners(const float* p, const float* q, const float* scales, int n_scales,
-                            Lines& lines) {
+// Winners at ascending scales, and word 0, the smallest, for scales beyond. A word's number takes
+// the lowest bits of its gain, so that one maximum finds both; what that blurs is no more than a
+// 2^-13th.
+template <int W, int N, int Count>
+MT_INLINE void list_winners(const float* p2, const float* q, const float* scales, Lines& lines) {
+  static_assert(Count % 4 == 0);
+  const VI<W> lane = lane_numbers<W>();
   lines.count = 0;
   int last = -1;
-  for (int t = 0; t < n_scales; ++t) {
-    const int word = best_word<W, N>(p, q, scales[t]);
-    if (word == last) continue;
-    last = word;
-    lines.p[lines.count] = p[word];
-    lines.q[lines.count++] = q[word];
+  for (int t = 0; t < Count; t += 4) {
+    VF<W> best[4] = {VF<W>{}, VF<W>{}, VF<W>{}, VF<W>{}};
+    for (int k = 0; k < N; k += W) {
+      const VF<W> p = load<W>(p2 + k), q_k = load<W>(q + k);
+      const VI<W> number = lane + k;
+      for (int j = 0; j < 4; ++j) {
+        const VF<W> gain = p - q_k * scales[t + j];
+        best[j] = vmax<W>(best[j], (VF<W>)(((VI<W>)gain & ~(N - 1)) | number));
+      }
+    }
+    for (int j = 0; j < 4; ++j) {
+      const float most = largest_lane<W>(best[j]);
+      const int word = most > 0.0f ? std::bit_cast<int>(most) & (N - 1) : 0;
+      if (word == last) continue;
+      last = word;
+      lines.p2[lines.count] = p2[word];
+      lines.q[lines.count++] = q[word];
+    }
   }
   if (last != 0) {
-    lines.p[lines.count] = p[0];
+    lines.p2[lines.count] = p2[0];
     lines.q[lines.count++] = q[0];
   }
 }
@@ -121,7 +203,7 @@ template <int W>
 MT_INLINE VF<W> least_cost(const Lines& lines, VF<W> s) {
   VF<W> least = splat<W>(3e38f);
   for (int k = 0; k < lines.count; ++k) {
-    least = vmin<W>(least, s * (s * lines.q[k] - 2.0f * lines.p[k]));
+    least = vmin<W>(least, s * (s * lines.q[k] - lines.p2[k]));
   }
   return least;
 }
@@ -159,28 +241,28 @@ MT_INLINE CellChoice choose_words(const LatticeWork<Format>& work, int cell, flo
   using Work = LatticeWork<Format>;
   constexpr int kWords = Format::kWords;
   if constexpr (Work::kPerCell == 1) {
-    const int word = best_word<W, kWords>(work.p[cell], work.q[cell], s);
-    return {{word, 0}, work.odd[cell] ? 0 : -1, work.p[cell][word], work.q[cell][word]};
+    const int word = best_word<W, kWords>(work.p2[cell], work.q[cell], s);
+    return {{word, 0}, work.odd[cell] ? 0 : -1, work.p2[cell][word], work.q[cell][word]};
   } else {
     const int a = 2 * cell, b = a + 1;
-    const int first = best_word<W, kWords>(work.p[a], work.q[a], s);
-    const int second = best_word<W, kWords>(work.p[b], work.q[b], s);
+    const int first = best_word<W, kWords>(work.p2[a], work.q[a], s);
+    const int second = best_word<W, kWords>(work.p2[b], work.q[b], s);
     CellChoice plain{{first, second},
                      -1,
-                     work.p[a][first] + work.p[b][second],
+                     work.p2[a][first] + work.p2[b][second],
                      work.q[a][first] + work.q[b][second]};
     if (!Work::kTurns || !work.odd[cell]) return plain;
     const int turned_first = best_word<W, kWords>(work.turned[a], work.q[a], s);
     const int turned_second = best_word<W, kWords>(work.turned[b], work.q[b], s);
     const CellChoice one{{turned_first, second},
                          0,
-                         work.turned[a][turned_first] + work.p[b][second],
+                         work.turned[a][turned_first] + work.p2[b][second],
                          work.q[a][turned_first] + work.q[b][second]};
     const CellChoice two{{first, turned_second},
                          1,
-                         work.p[a][first] + work.turned[b][turned_second],
+                         work.p2[a][first] + work.turned[b][turned_second],
                          work.q[a][first] + work.q[b][turned_second]};
-    return s * one.q - 2.0f * one.p <= s * two.q - 2.0f * two.p ? one : two;
+    return s * one.q - one.p2 <= s * two.q - two.p2 ? one : two;
   }
 }
 
