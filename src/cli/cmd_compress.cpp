@@ -43,6 +43,7 @@ int run(Context& context, const Options& options) {
 
   MemoryWatch memory;
   Session session(context.runtime(), settings);
+  warn_beyond_training(context, session.model(), settings.n_ctx);
   const auto [plan, cut, refined, proof, notes] =
       carry_out(session, goal, [&](const std::string& note) { context.note(note); });
   check_output(options.output, settings.model, options.force);  // hours may have passed

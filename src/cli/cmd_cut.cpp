@@ -23,6 +23,7 @@ int run(Context& context, const Options& options) {
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
   Session session(context.runtime(), settings);
+  warn_beyond_training(context, session.model(), settings.n_ctx);
   if (!plan.model_sha256.empty() && plan.model_sha256 != session.model_sha256())
     throw_error("{}: made for another model: expected SHA-256 {}, {} has {}", options.plan.string(),
                 plan.model_sha256, settings.model.string(), session.model_sha256());

@@ -165,6 +165,7 @@ int run(Context& context, const Options& options) {
     }
     TokenWindows text_windows = windows_of_text(*tokenizer, read_text_file(options.text),
                                                 options.text, options.n_ctx, options.n_windows);
+    warn_beyond_training(context, model, options.n_ctx);
     Windows windows;
     for (int64_t w = 0; w < text_windows.count(); ++w) {
       auto ids = text_windows.window(w);
@@ -209,7 +210,8 @@ int run(Context& context, const Options& options) {
 
 Run add(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("MODEL", o->model, "A GGUF or safetensors file, or a Hugging Face folder")
+  app.add_option("-m,--model,MODEL", o->model,
+                 "A GGUF or safetensors file, or a Hugging Face folder")
       ->required();
   app.add_option("--text", o->text, "Measure perplexity on this plain text")->type_name("FILE");
   app.add_option("--against", o->against,

@@ -4,6 +4,7 @@
 #include <iostream>
 #include <iterator>
 #include <optional>
+#include <random>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -19,7 +20,7 @@ struct Options {
   std::string model, prompt, file, system;
   bool has_prompt = false;
   bool raw = false, stats = false;
-  int64_t n_predict = 256;
+  int64_t n_predict = 256;  // negative: until the text ends or the context is full
   int64_t n_ctx = 0;
   std::vector<std::string> stops;
   std::string path = "fast";
@@ -110,7 +111,8 @@ int converse(Context& context, const Model& model, Generator& generator, const O
     if (!std::getline(std::cin, line) || line.empty() || context.reader_gone()) break;
     chat.say("user", line);
     bool forgot = false;
-    std::vector<int32_t> ids = chat.ids(std::min(options.n_predict, generator.n_ctx() / 2), forgot);
+    const int64_t room = options.n_predict < 0 ? generator.n_ctx() / 2 : options.n_predict;
+    std::vector<int32_t> ids = chat.ids(std::min(room, generator.n_ctx() / 2), forgot);
     if (forgot) context.note("the context is full: the oldest question and answer are forgotten");
     Generated g = generator.generate(ids, options.n_predict, options.sampling, options.stops,
                                      shower(context));
@@ -136,6 +138,7 @@ int run(Context& context, const Options& options) {
     if (!chats)
       throw Error("this model has no chat template to converse in: give a prompt with -p or -f");
     int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(longest, 4096);
+    warn_beyond_training(context, model, n_ctx);
     Generator generator(context.runtime(), model, *tokenizer, path, n_ctx);
     return converse(context, model, generator, options);
   }
@@ -151,17 +154,21 @@ int run(Context& context, const Options& options) {
   }
   // Counted by a generator of no size: the cache is made for what is needed.
   auto ids = Generator(context.runtime(), model, *tokenizer, path, 1).encode(text);
-  int64_t needed = std::ssize(ids) + options.n_predict;
+  // Without an end the context is one that a machine holds: a model's own may be a million.
+  int64_t needed = options.n_predict < 0 ? std::max<int64_t>(4096, 2 * std::ssize(ids))
+                                         : std::ssize(ids) + options.n_predict;
+  if (options.n_predict < 0 && options.n_ctx > 0) needed = options.n_ctx;
   int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(longest, needed);
   Generator generator(context.runtime(), model, *tokenizer, path, std::min(n_ctx, needed));
   if (std::ssize(ids) > n_ctx)
     throw_error("the prompt has {} tokens, the context holds {}: {}", ids.size(), n_ctx,
                 options.n_ctx > 0 ? "raise --ctx or shorten it" : "shorten it");
+  warn_beyond_training(context, model, std::min(n_ctx, needed));
   Generated g =
       generator.generate(ids, options.n_predict, options.sampling, options.stops, shower(context));
   if (context.json)
     context.print_json(to_json(g, options));
-  else if (context.out.is_terminal && !g.text.ends_with('\n'))
+  else if (!g.text.ends_with('\n'))
     context.print("\n");
   if (options.stats) show_stats(g);
   return interrupted() ? exit_interrupted : exit_done;
@@ -170,7 +177,8 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto o = std::make_shared<Options>();
   SampleOptions& s = o->sampling;
-  app.add_option("MODEL", o->model, "A GGUF or safetensors file, or a Hugging Face folder")
+  app.add_option("-m,--model,MODEL", o->model,
+                 "A GGUF or safetensors file, or a Hugging Face folder")
       ->required();
   auto* prompt =
       app.add_option("-p,--prompt", o->prompt, "The question, or with --raw the start of the text");
@@ -179,11 +187,13 @@ Run add(CLI::App& app) {
       ->type_name("FILE");
   app.add_option("--system", o->system, "What the model is told before the conversation");
   app.add_flag("--raw", o->raw, "Continue the plain text, without the model's chat format");
-  app.add_option("-n,--n-predict", o->n_predict, "Tokens at most")
-      ->check(within(int64_t{0}, int64_t{1} << 30))
+  app.add_option("-n,--n-predict,--predict", o->n_predict,
+                 "Tokens at most; -1: until the text ends or the context is full")
+      ->check(within(int64_t{-1}, int64_t{1} << 30))
       ->type_name("N")
       ->capture_default_str();
-  app.add_option("--ctx", o->n_ctx, "Context length (default: what is needed; 4096 in a chat)")
+  app.add_option("-c,--ctx,--ctx-size", o->n_ctx,
+                 "Context length (default: what is needed; 4096 in a chat and with -n -1)")
       ->check(within(int64_t{1}, int64_t{1} << 24))
       ->type_name("N");
   app.add_option("--temp", s.temperature, "Temperature; 0 takes the most likely token")
@@ -210,7 +220,15 @@ Run add(CLI::App& app) {
       ->check(within(int64_t{-1}, int64_t{1} << 24))
       ->type_name("N")
       ->capture_default_str();
-  app.add_option("--seed", s.seed, "Same seed, same text")->type_name("N")->capture_default_str();
+  app.add_option("-s,--seed", s.seed, "Same seed, same text; -1: another one each time")
+      ->transform(CLI::Validator(
+          [](std::string& text) {
+            if (text == "-1") text = std::to_string(std::random_device{}());
+            return std::string();
+          },
+          ""))
+      ->type_name("N")
+      ->capture_default_str();
   app.add_option("--stop", o->stops, "End before this text (may be given several times)")
       ->take_all()
       ->expected(1)

@@ -242,7 +242,7 @@ int run(Context& context, const Options& options) {
 
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("MODEL", options->path,
+  app.add_option("-m,--model,MODEL", options->path,
                  "A GGUF or safetensors file, a Hugging Face folder, or an imatrix file")
       ->required();
   app.add_option("--ctx", options->n_ctx, "Context length for the memory needed (default: 4096)")

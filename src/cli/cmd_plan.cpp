@@ -43,6 +43,7 @@ int run(Context& context, const Options& options) {
   check_distinct(
       {{"-o", options.output}, {"--tensor-types", options.tensor_types}, {"--db", settings.db}});
   Session session(context.runtime(), settings);
+  warn_beyond_training(context, session.model(), settings.n_ctx);
   if (!goal) return show_frontier(context, session, options.frontier);
 
   Plan plan = session.plan(*goal);

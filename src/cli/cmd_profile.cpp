@@ -21,6 +21,7 @@ int run(Context& context, const Options& options) {
   if (!options.imatrix.empty()) check_output(options.imatrix, settings.model, options.force);
   check_distinct({{"--imatrix", options.imatrix}, {"--db", settings.db}});
   Session session(context.runtime(), settings);
+  warn_beyond_training(context, session.model(), settings.n_ctx);
   const Problem& problem = session.problem();
   if (!options.imatrix.empty()) write_imatrix(options.imatrix, session.imatrix());
 

@@ -58,6 +58,9 @@ class Context {
   std::unique_ptr<Runtime> runtime_;
 };
 
+// A note where a context is longer than what the model was trained on.
+void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx);
+
 // A range check that does not print its bounds in the help.
 template <class T>
 CLI::Validator within(T low, T high) {

@@ -44,6 +44,14 @@ void Context::note(std::string_view text) {
   if (!quiet) write_error(fmt::format("microtome: {}\n", text));
 }
 
+void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx) {
+  if (model.context_length > 0 && n_ctx > model.context_length)
+    context.note(fmt::format(
+        "warning: {} tokens of context are more than the {} that the model was trained on; what it "
+        "says of text beyond them means little",
+        n_ctx, model.context_length));
+}
+
 // Where standard error is gone or full there is nobody to tell.
 void write_error(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stderr) != text.size()) std::clearerr(stderr);

@@ -77,7 +77,7 @@ Generated Generator::generate(const std::vector<int32_t>& prompt, int64_t n_pred
   while (out.finish.empty()) {
     if (interrupted())
       out.finish = "interrupted";
-    else if (std::ssize(out.ids) >= n_predict)
+    else if (n_predict >= 0 && std::ssize(out.ids) >= n_predict)
       out.finish = "length";
     if (!out.finish.empty()) break;
     logits(rt_, model_, path_, hidden, row);

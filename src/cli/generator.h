@@ -28,6 +28,7 @@ class Generator {
             int64_t n_ctx);
   int64_t n_ctx() const { return cache_.capacity(); }
 
+  // n_predict: tokens at most; negative: until the text ends or the context is full.
   // show: whole UTF-8 characters as they come; returns false to stop. Throws Error where the
   // prompt is empty or does not fit.
   Generated generate(const std::vector<int32_t>& prompt, int64_t n_predict,

@@ -22,7 +22,7 @@ const Command* const commands[] = {
 
 void add_common_options(CLI::App& app, Context& context) {
   app.add_flag("--json", context.json, "Print one JSON document instead of tables");
-  app.add_option("--threads", context.threads, "Threads that compute (default: all processors)")
+  app.add_option("-t,--threads", context.threads, "Threads that compute (default: all processors)")
       ->check(within(1, 1024))
       ->type_name("N");
   app.add_flag("-q,--quiet", context.quiet, "No progress and no remarks on standard error");
@@ -66,7 +66,7 @@ std::string no_command(int argc, char** argv) {
   for (const Command* c : commands) list += (list.empty() ? "" : ", ") + std::string(c->name);
   for (int i = 1; i < argc; ++i) {
     const std::string_view word = argv[i];
-    if (word == "--threads") ++i;
+    if (word == "--threads" || word == "-t") ++i;
     if (word.starts_with('-')) continue;
     const Command* nearest = *std::min_element(
         std::begin(commands), std::end(commands),

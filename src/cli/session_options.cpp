@@ -17,7 +17,7 @@ std::string list_of(const std::vector<Dtype>& types) {
 }  // namespace
 
 void SessionOptions::declare(CLI::App& app) {
-  app.add_option("MODEL", settings.model,
+  app.add_option("-m,--model,MODEL", settings.model,
                  "A GGUF file, a safetensors file or a Hugging Face folder")
       ->required();
   app.add_option("--text", settings.texts,

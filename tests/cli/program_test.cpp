@@ -299,9 +299,57 @@ TEST(Generate, StreamsWhatJsonHolds) {
   arguments.push_back("--json");
   Outcome with_json = run(arguments, "abc");
   json j = json::parse(with_json.out);
-  EXPECT_EQ(j["text"], plain.out);
+  EXPECT_EQ(j["text"].get<std::string>() + "\n", plain.out) << "a line of its own in a pipe too";
   if (j["finish"] == "length") {
     EXPECT_EQ(j["tokens"], 12);
+  }
+}
+
+TEST(Generate, TakesTheConventionsOfLlamaCpp) {
+  const std::string model = golden("tiny_llama.gguf");
+  // -n -1: until the context is full (a random model rarely ends its text).
+  Outcome r = run({"generate", "-m", model, "--raw", "-p", "abc", "-n", "-1", "-c", "50", "--temp",
+                   "0", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  json j = json::parse(r.out);
+  EXPECT_TRUE(j["finish"] == "end" || j["finish"] == "context") << j["finish"];
+  if (j["finish"] == "context") {
+    EXPECT_EQ(j["prompt_tokens"].get<int>() + j["tokens"].get<int>(), 51) << "the last is not run";
+  }
+  // -n 0: nothing is drawn.
+  r = run({"generate", "-m", model, "--raw", "-p", "abc", "-n", "0", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(json::parse(r.out)["tokens"], 0);
+  EXPECT_EQ(run({"generate", "-m", model, "--raw", "-p", "a", "-n", "-2"}).code, 2);
+  // --seed -1: another seed each time, and it is told.
+  auto seed = [&] {
+    return json::parse(run({"generate", "-m", model, "--raw", "-p", "abc", "-n", "1", "--seed",
+                            "-1", "--json"})
+                           .out)["seed"]
+        .get<uint64_t>();
+  };
+  EXPECT_NE(seed(), seed());
+  EXPECT_EQ(run({"inspect", "-m", model}).out, run({"inspect", model}).out);
+}
+
+TEST(Program, AContextBeyondTheModelsTrainingIsWarnedOf) {
+  const std::string model = golden("tiny_llama.gguf");
+  const int64_t trained =
+      std::stoll(json::parse(run({"inspect", model, "--json"}).out)["sizes"]["context_length"]
+                     .get<std::string>());
+  TemporaryFile text(some_text(static_cast<int>(trained)));
+  for (int64_t n : {trained, trained + 1}) {
+    const std::string n_ctx = std::to_string(n);
+    Outcome eval = run({"eval", model, "--text", text.path(), "--n-ctx", n_ctx, "--windows", "1"});
+    EXPECT_EQ(eval.code, 0) << eval.err;
+    Outcome written = run({"generate", model, "--raw", "-p", "ab", "-n", n_ctx, "-c", n_ctx});
+    EXPECT_EQ(written.code, 0) << written.err;
+    for (const Outcome& r : {eval, written}) {
+      EXPECT_EQ(r.err.find("warning: " + n_ctx + " tokens of context are more than the " +
+                           std::to_string(trained)) != std::string::npos,
+                n > trained)
+          << r.err;
+    }
   }
 }
 
