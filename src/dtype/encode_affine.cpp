@@ -6,7 +6,7 @@
 #include "dtype/codec.h"
 #include "dtype/dtype.h"
 #include "dtype/fit_affine.h"
-#include "dtype/half.h"
+#include "dtype/recover_affine.h"
 
 namespace mt {
 namespace {
@@ -38,75 +38,6 @@ struct Q5_1Format {
   }
 };
 
-bool reproduces(const float* x, float d, float m, int top) {
-  for (int i = 0; i < 32; ++i) {
-    const float q = d == 0.0f ? 0.0f : std::nearbyint((x[i] - m) / d);
-    if (!(q >= 0.0f && q <= static_cast<float>(top)) || q * d + m != x[i]) return false;
-  }
-  return true;
-}
-
-float to_half_and_back(float v) {
-  return half_value(float_to_half(v));
-}
-
-// Weights decoded from this format take few values, equally spaced but for f32 rounding: the
-// smallest gap is a small multiple of d, and the offset lies a whole number of steps below the
-// lowest weight. Gives the pair that reproduces all 32 weights, if there is one.
-bool exact_affine(const float* x, int top, float* d_out, float* m_out) {
-  float sorted[32];
-  uint64_t seen[8] = {};  // most blocks that are on no grid have no two equal weights
-  int repeats = 0;
-  for (int i = 0; i < 32; ++i) {
-    if (!std::isfinite(x[i])) return false;
-    const uint32_t hash = std::bit_cast<uint32_t>(x[i]) * 2654435761u >> 23;
-    repeats += static_cast<int>(seen[hash / 64] >> (hash % 64) & 1u);
-    seen[hash / 64] |= uint64_t{1} << (hash % 64);
-  }
-  if (repeats < std::max(1, 31 - top)) return false;
-  std::copy(x, x + 32, sorted);
-  std::sort(sorted, sorted + 32);
-  const float range = sorted[31] - sorted[0];
-  float gap = range;
-  for (int i = 1; i < 32; ++i) {
-    const float g = sorted[i] - sorted[i - 1];
-    if (g > 0.0f && g < gap) gap = g;
-  }
-  if (range == 0.0f) {
-    if (to_half_and_back(x[0]) == x[0]) {
-      *d_out = 0.0f;
-      *m_out = x[0];
-      return true;
-    }
-    gap = std::fabs(x[0]);  // a single level may still be m + k d
-  }
-  if (range > (static_cast<float>(top) + 0.5f) * gap) return false;
-  for (int divisor = 1; divisor <= top; ++divisor) {
-    const float step = gap / static_cast<float>(divisor);
-    const float steps = std::nearbyint(range / step);
-    if (steps > static_cast<float>(top)) break;
-    const float nearest = to_half_and_back(steps > 0.0f ? range / steps : step);
-    // Where the offset is thousands of steps, f32 rounding blurs d by an f16 number or two.
-    for (int blur = 0; blur < 5; ++blur) {
-      const int away_by = blur % 2 == 0 ? blur / 2 : -(blur + 1) / 2;
-      const float d = half_value(static_cast<uint16_t>(float_to_half(nearest) + away_by));
-      if (!(d > 0.0f) || !std::isfinite(d)) continue;
-      // A negative d counts down from an offset above the highest weight.
-      for (int away = 0; away + static_cast<int>(steps) <= top; ++away) {
-        const float below = to_half_and_back(sorted[0] - static_cast<float>(away) * d);
-        const float above = to_half_and_back(sorted[31] + static_cast<float>(away) * d);
-        const bool up = std::isfinite(below) && reproduces(x, d, below, top);
-        if (up || (std::isfinite(above) && reproduces(x, -d, above, top))) {
-          *d_out = up ? d : -d;
-          *m_out = up ? below : above;
-          return true;
-        }
-      }
-    }
-  }
-  return false;
-}
-
 template <class Format>
 struct EncodeAffine {
   template <int W>
@@ -136,7 +67,10 @@ struct EncodeAffine {
         store<W>(offset + l, m);
       }
       for (int l = 0; l < used; ++l) {
-        exact_affine(src + (first + l) * 32, kTop, &scale[l], &offset[l]);
+        const RecoveredPair found = recover_affine<W>(src + (first + l) * 32, 32, kTop);
+        if (!found.found) continue;
+        scale[l] = found.d;
+        offset[l] = found.m;
       }
       alignas(64) float codes[32][kLanes];
       for (int l = 0; l < kLanes; l += W) {

@@ -9,6 +9,7 @@
 #include "dtype/dtype.h"
 #include "dtype/fit_affine.h"
 #include "dtype/kquants.h"
+#include "dtype/recover_affine.h"
 
 namespace mt {
 namespace {
@@ -387,6 +388,16 @@ struct EncodeSubPairs {
         }
       }
 
+      for (int g = 0; g < used; ++g) {
+        float d, dmin, scales[kSubs], mins[kSubs];
+        if (!recover_sub_pairs<W>(src + (first + g) * 256, kSubs, kLength, kTop, Format::kLimit, &d,
+                                  &dmin, scales, mins))
+          continue;
+        best_d[g] = d;
+        best_dmin[g] = dmin;
+        std::copy(scales, scales + kSubs, best_scale + g * kSubs);
+        std::copy(mins, mins + kSubs, best_min + g * kSubs);
+      }
       for (int l = 0; l < kLanes; ++l) {
         s.scale[l] = best_d[l / kSubs] * best_scale[l];
         s.min[l] = best_dmin[l / kSubs] * best_min[l];

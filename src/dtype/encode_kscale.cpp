@@ -8,6 +8,7 @@
 #include "dtype/dtype.h"
 #include "dtype/fit_scale.h"
 #include "dtype/kquants.h"
+#include "dtype/recover.h"
 
 namespace mt {
 namespace {
@@ -266,6 +267,14 @@ struct EncodeSubScales {
         }
       }
 
+      for (int g = 0; g < used; ++g) {
+        float d, integers[kSubs];
+        if (!recover_sub_scales<W, Levels>(src + (first + g) * 256, kSubs, kLength, Format::kLow,
+                                           Format::kHigh, &d, integers))
+          continue;
+        best_d[g] = d;
+        std::copy(integers, integers + kSubs, best_integer + g * kSubs);
+      }
       for (int l = 0; l < kLanes; ++l) s.d[l] = best_d[l / kSubs] * best_integer[l];
       for (int l = 0; l < kLanes; l += W) {
         put_codes<W, kLength, Levels>(c, l, load<W>(s.d + l), codes);

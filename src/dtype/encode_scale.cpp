@@ -6,7 +6,7 @@
 #include "dtype/codec.h"
 #include "dtype/dtype.h"
 #include "dtype/fit_scale.h"
-#include "dtype/half.h"
+#include "dtype/recover.h"
 
 namespace mt {
 namespace {
@@ -135,27 +135,22 @@ MT_INLINE VF<W> search_q8_scale(const Columns<32>& c, int lane) {
   return error < best_error ? d : best;
 }
 
-// Weights that came from a format lie on d * level for an f16 d. The search finds that d only where
-// its targets reach it and the importances make it stand out, so it is looked for by itself: the
-// largest weight lies on some level. Gives such a d if there is one, else 0.
-template <class Levels, int N>
-float exact_scale(const float* x) {
-  float e = 0.0f;
-  for (int i = 0; i < N; ++i) {
-    // 11 bits of d times at most 8 of the level: a weight with more is no such product.
-    if ((std::bit_cast<uint32_t>(x[i]) & 31u) != 0 || !std::isfinite(x[i])) return 0.0f;
-    if (std::fabs(x[i]) > std::fabs(e)) e = x[i];
-  }
-  if (e == 0.0f) return 0.0f;
-  for (int j = 0; j < Levels::kSize; ++j) {
-    const float level = Levels::at(j);
-    const float d = level == 0.0f ? 0.0f : e / level;
-    if (d == 0.0f || half_value(float_to_half(d)) != d || !std::isfinite(d)) continue;
-    bool exact = true;
-    for (int i = 0; i < N && exact; ++i) exact = Levels::contains(x[i] / d);
-    if (exact) return d;
-  }
-  return 0.0f;
+// Where the weights of lane l lie on a grid, its scale; where that grid's scale is no f16 number,
+// the nearest one if it is better than what the search found.
+template <int W, int N, class Levels>
+MT_INLINE void recover_lane(const Columns<N>& c, int lane, const float* src, float* scale) {
+  const RecoveredScale found = recover_scale<W, Levels>(src, N);
+  if (found.d == 0.0f) return;
+  auto error_at = [&](float d) {
+    double error = 0.0;
+    for (int i = 0; i < N; ++i) {
+      const float v = d == 0.0f ? 0.0f : d * nearest_level<Levels>(c.x[i][lane] / d);
+      const double e = static_cast<double>(c.x[i][lane]) - static_cast<double>(v);
+      error += static_cast<double>(c.w[i][lane]) * e * e;
+    }
+    return error;
+  };
+  if (found.to_the_bit || error_at(found.d) < error_at(scale[lane])) scale[lane] = found.d;
 }
 
 template <class Format>
@@ -185,8 +180,7 @@ struct EncodeScale {
         store<W>(scale + l, d);
       }
       for (int l = 0; l < used; ++l) {
-        const float exact = exact_scale<Levels, kLength>(src + (first + l) * kLength);
-        if (exact != 0.0f) scale[l] = exact;
+        recover_lane<W, kLength, Levels>(c, l, src + (first + l) * kLength, scale);
       }
       for (int l = 0; l < kLanes; l += W) {
         put_codes<W, kLength, Levels>(c, l, load<W>(scale + l), codes);
@@ -212,19 +206,19 @@ struct EncodeQ8 {
     const int64_t n_blocks = n / 32;
     for (int64_t first = 0; first < n_blocks; first += kLanes) {
       const int used = static_cast<int>(std::min<int64_t>(kLanes, n_blocks - first));
-      float exact[kLanes] = {};
       for (int l = 0; l < kLanes; ++l) {
         const int64_t at = (first + l) * 32;
         if (l < used) {
           fill_lane(c, l, src + at, importance == nullptr ? nullptr : importance + at,
                     65504.0f * 127.0f);
-          exact[l] = exact_scale<Levels, 32>(src + at);
         } else {
           clear_lane(c, l);
         }
       }
       for (int l = 0; l < kLanes; l += W) store<W>(scale + l, search_q8_scale<W>(c, l));
-      for (int l = 0; l < kLanes; ++l) scale[l] = exact[l] != 0.0f ? exact[l] : scale[l];
+      for (int l = 0; l < used; ++l) {
+        recover_lane<W, 32, Levels>(c, l, src + (first + l) * 32, scale);
+      }
       for (int l = 0; l < kLanes; l += W) {
         put_codes<W, 32, Levels>(c, l, load<W>(scale + l), codes);
       }

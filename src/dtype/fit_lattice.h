@@ -98,39 +98,6 @@ MT_INLINE void face_words(const Words<Format>& words, LatticeWork<Format>& work,
   }
 }
 
-// The largest lane, as a scalar. Which lanes are joined first does not matter to a maximum.
-template <int W>
-MT_INLINE float largest_lane(VF<W> v) {
-  if constexpr (W == 16) {
-    v = vmax<W>(v,
-                __builtin_shuffle(v, VI<W>{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-    v = vmax<W>(v, __builtin_shuffle(v, VI<W>{4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));
-  } else if constexpr (W == 8) {
-    v = vmax<W>(v, __builtin_shuffle(v, VI<W>{4, 5, 6, 7, 0, 1, 2, 3}));
-  }
-  return std::max(std::max(v[0], v[1]), std::max(v[2], v[3]));
-}
-
-template <int W>
-MT_INLINE int smallest_lane(VI<W> v) {
-  if constexpr (W == 16) {
-    const VI<W> half = __builtin_shuffle(v, VI<W>{8, 9, 10, 11, 12, 13, 14, 15});
-    v = v < half ? v : half;
-    const VI<W> quarter = __builtin_shuffle(v, VI<W>{4, 5, 6, 7});
-    v = v < quarter ? v : quarter;
-  } else if constexpr (W == 8) {
-    const VI<W> half = __builtin_shuffle(v, VI<W>{4, 5, 6, 7});
-    v = v < half ? v : half;
-  }
-  return std::min(std::min(v[0], v[1]), std::min(v[2], v[3]));
-}
-template <int W>
-MT_INLINE VI<W> lane_numbers() {
-  VI<W> lane{};
-  for (int l = 0; l < W; ++l) lane[l] = l;
-  return lane;
-}
-
 // The first of the lowest among 16.
 template <int W>
 MT_INLINE int lowest_of_16(const float* costs) {

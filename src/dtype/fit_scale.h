@@ -10,9 +10,8 @@ struct IntegerLevels {
   static constexpr float kLargest = -Low > High ? -Low : High;
   static constexpr int kSize = High - Low + 1;
   // All levels, those of largest magnitude first on either side.
-  static float at(int i) { return static_cast<float>(i < -Low ? Low + i : High + -Low - i); }
-  static bool contains(float q) {
-    return q >= static_cast<float>(Low) && q <= static_cast<float>(High) && q == std::trunc(q);
+  static constexpr float at(int i) {
+    return static_cast<float>(i < -Low ? Low + i : High + -Low - i);
   }
   template <int W>
   static MT_INLINE VF<W> nearest(VF<W> y) {
@@ -34,13 +33,7 @@ struct ListedLevels {
                                         ? -Table::kLevels[0]
                                         : Table::kLevels[kCount - 1];
   static constexpr int kSize = kCount;
-  static float at(int i) { return Table::kLevels[i]; }
-  static bool contains(float q) {
-    for (const float level : Table::kLevels) {
-      if (level == q) return true;
-    }
-    return false;
-  }
+  static constexpr float at(int i) { return Table::kLevels[i]; }
   template <int W>
   static MT_INLINE VF<W> nearest(VF<W> y) {
     VF<W> level = splat<W>(Table::kLevels[0]);
