@@ -33,6 +33,20 @@ void gemm(benchmark::State& state, const Kernels* table) {
       benchmark::Counter(2e-9 * double(m * 32 * k), benchmark::Counter::kIsIterationInvariantRate);
 }
 
+void gemm_pairs(benchmark::State& state, const Kernels* table, bool apart) {
+  int64_t m = 512, k = 128, stride = apart ? m + 16 : k + 16;
+  std::vector<uint32_t> a(size_t(apart ? k * stride : m * stride), 0x3f003f00u),
+      b(size_t(k * 32), 0x3e803e80u);
+  std::vector<float> c(size_t(m * 32));
+  for (auto _ : state) {
+    table->gemm_pairs(m, 32, k, a.data(), apart ? 1 : stride, apart ? stride : 1, b.data(), 32,
+                      c.data(), 32, true);
+    benchmark::ClobberMemory();
+  }
+  state.counters["GFLOP/s"] = benchmark::Counter(2e-9 * double(m * 32 * 2 * k),
+                                                 benchmark::Counter::kIsIterationInvariantRate);
+}
+
 void decode(benchmark::State& state, const Kernels* table, Dtype dtype) {
   int64_t n = 256, rows = 32, bytes = row_bytes(dtype, n);
   AlignedBuffer<std::byte> w = random_weights(rows * bytes);
@@ -87,6 +101,8 @@ int main(int argc, char** argv) {
     std::string name(table->name);
     if (name == "reference") continue;
     benchmark::RegisterBenchmark(("gemm/" + name).c_str(), gemm, table)->Arg(576)->Arg(1024);
+    benchmark::RegisterBenchmark(("gemm_pairs/" + name).c_str(), gemm_pairs, table, false);
+    benchmark::RegisterBenchmark(("gemm_pairs_apart/" + name).c_str(), gemm_pairs, table, true);
     for (const DtypeInfo& format : all_dtypes()) {
       std::string label = std::string(format.name) + "/" + name;
       if (format.decodes)

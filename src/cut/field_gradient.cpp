@@ -42,21 +42,96 @@ int64_t fields_of_row(const Weight& w) {
   return w.cols / info(w.dtype).block_length * std::ssize(scale_offsets(w.dtype));
 }
 
-// [in, n] with rows a little apart from a power of two, so that they do not share cache sets.
-struct Transposed {
-  MatrixBuffer values;
-  int64_t stride;
+constexpr int64_t kRows = 48;  // of dW at a time: four times twelve rows of a product
 
-  Transposed(const Runtime& rt, ConstMatrix x)
-      : values(x.cols, x.rows + 16), stride(values.cols()) {
-    rt.pool.parallel_for(ceil_div(x.cols, kPanel), [&](int64_t panel, int) {
-      const int64_t begin = panel * kPanel, end = std::min(begin + kPanel, x.cols);
-      for (int64_t t0 = 0; t0 < x.rows; t0 += 16)
-        for (int64_t i = begin; i < end; ++i)
-          for (int64_t t = t0; t < std::min(t0 + 16, x.rows); ++t) values.row(i)[t] = x.row(t)[i];
+// dW = dy^T x, f32: rows o .. o+rows-1, columns i .. i+width-1 into dw, rows kChunk apart.
+class ExactOuter {
+ public:
+  ExactOuter(const Runtime& rt, ConstMatrix x, ConstMatrix dy)
+      : k_(rt.kernels), x_(x), turned_(dy.cols, dy.rows + 16) {
+    rt.pool.parallel_for(ceil_div(dy.cols, kPanel), [&](int64_t panel, int) {
+      const int64_t begin = panel * kPanel, end = std::min(begin + kPanel, dy.cols);
+      for (int64_t t0 = 0; t0 < dy.rows; t0 += 16)
+        for (int64_t o = begin; o < end; ++o)
+          for (int64_t t = t0; t < std::min(t0 + 16, dy.rows); ++t)
+            turned_.row(o)[t] = dy.row(t)[o];
     });
   }
+
+  struct Tile {};
+  Tile tile(int64_t, int64_t) const { return {}; }
+  void multiply(const Tile&, int64_t o, int64_t rows, int64_t i, int64_t width, float* dw) const {
+    for (int64_t j = 0; j < width; j += kPanel)
+      for (int64_t t = 0; t < x_.rows; t += kChunk)
+        k_.gemm_panel(rows, kPanel, std::min(kChunk, x_.rows - t), turned_.row(o) + t,
+                      turned_.cols(), x_.row(t) + i + j, x_.stride, dw + j, kChunk, t > 0);
+  }
+
+ private:
+  const Kernels& k_;
+  ConstMatrix x_;
+  MatrixBuffer turned_;  // dy^T; rows a little apart from a power of two
 };
+
+// The same with x and dy rounded to bf16, two tokens a word.
+class RoundedOuter {
+ public:
+  RoundedOuter(const Runtime& rt, ConstMatrix x, ConstMatrix dy)
+      : k_(rt.kernels),
+        dy_(dy),
+        pairs_(ceil_div(x.rows, 2)),
+        panels_(static_cast<size_t>(ceil_div(x.cols, kPanel) * kPanel * pairs_)) {
+    rt.pool.parallel_for(ceil_div(x.cols, kPanel), [&](int64_t panel, int) {
+      k_.interleave_pairs(kPanel, x.rows, x.data + panel * kPanel, x.stride,
+                          panels_.data() + panel * kPanel * pairs_, kPanel);
+    });
+  }
+
+  using Tile = AlignedBuffer<uint32_t>;  // columns of dy
+  Tile tile(int64_t o, int64_t rows) const {
+    Tile turned(static_cast<size_t>(pairs_ * kRows));
+    k_.interleave_pairs(rows, dy_.rows, dy_.data + o, dy_.stride, turned.data(), kRows);
+    return turned;
+  }
+  void multiply(const Tile& turned, int64_t, int64_t rows, int64_t i, int64_t width,
+                float* dw) const {
+    for (int64_t j = 0; j < width; j += kPanel)
+      k_.gemm_pairs(rows, kPanel, pairs_, turned.data(), 1, kRows,
+                    panels_.data() + (i + j) * pairs_, kPanel, dw + j, kChunk, false);
+  }
+
+ private:
+  const Kernels& k_;
+  ConstMatrix dy_;
+  int64_t pairs_;
+  AlignedBuffer<uint32_t> panels_;  // x, panel by panel
+};
+
+template <class Outer>
+void contract(const Runtime& rt, const Outer& outer, const Weight& w, std::span<float> gradient) {
+  const Kernels& k = rt.kernels;
+  const int64_t length = info(w.dtype).block_length, per_row = fields_of_row(w);
+  const size_t fields = scale_offsets(w.dtype).size();
+  rt.pool.parallel_for(ceil_div(w.rows, kRows), [&](int64_t part, int) {
+    const int64_t o = part * kRows, rows = std::min(kRows, w.rows - o);
+    const auto tile = outer.tile(o, rows);
+    alignas(64) float dw[kRows * kChunk];
+    alignas(64) float basis[kChunk];
+    Basis decoder(w);
+    for (int64_t i = 0; i < w.cols; i += kChunk) {
+      const int64_t width = std::min(kChunk, w.cols - i);
+      outer.multiply(tile, o, rows, i, width, dw);
+      for (int64_t r = 0; r < rows; ++r)
+        for (size_t field = 0; field < fields; ++field) {
+          decoder.decode(w, o + r, i, width, field, basis, k.decode_row);
+          float* to = gradient.data() + (o + r) * per_row;
+          for (int64_t b = 0; b < width; b += length)
+            to[static_cast<size_t>((i + b) / length) * fields + field] +=
+                k.dot(dw + r * kChunk + b, basis + b, length);
+        }
+    }
+  });
+}
 
 }  // namespace
 
@@ -94,45 +169,12 @@ void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fie
   });
 }
 
-void add_field_gradient(const Runtime& rt, const Weight& w, ConstMatrix x, ConstMatrix dy,
-                        std::span<float> gradient) {
-  const Kernels& k = rt.kernels;
-  const int64_t n = x.rows, length = info(w.dtype).block_length, per_row = fields_of_row(w);
-  const size_t fields = scale_offsets(w.dtype).size();
-  const Transposed xt(rt, x);
-  rt.pool.parallel_for(ceil_div(w.rows, kPanel), [&](int64_t panel, int) {
-    const int64_t o = panel * kPanel, width = std::min(kPanel, w.rows - o);
-    // Columns o.. of dy, side by side for the kernel.
-    AlignedBuffer<float> packed(static_cast<size_t>(n * kPanel));
-    for (int64_t t = 0; t < n; ++t) {
-      float* to = packed.data() + t * kPanel;
-      std::copy_n(dy.row(t) + o, width, to);
-      std::fill(to + width, to + kPanel, 0.0f);
-    }
-    alignas(64) float dw[kChunk * kPanel];     // [column, row of the panel]
-    alignas(64) float rows[kPanel * kChunk];   // [row of the panel, column]
-    alignas(64) float basis[kChunk * kPanel];  // as dw
-    Basis decoder(w);
-    for (int64_t i = 0; i < w.cols; i += kChunk) {
-      const int64_t depth = std::min(kChunk, w.cols - i);
-      for (int64_t t = 0; t < n; t += kChunk)
-        k.gemm_panel(depth, kPanel, std::min(kChunk, n - t), xt.values.row(i) + t, xt.stride,
-                     packed.data() + t * kPanel, kPanel, dw, kPanel, t > 0);
-      for (size_t field = 0; field < fields; ++field) {
-        for (int64_t r = 0; r < width; ++r)
-          decoder.decode(w, o + r, i, depth, field, rows + r * kChunk, k.decode_row);
-        k.transpose_panel(width, depth, rows, kChunk, basis);
-        for (int64_t b = 0; b < depth; b += length) {
-          alignas(64) float sum[kPanel] = {};
-          for (int64_t p = b * kPanel; p < (b + length) * kPanel; p += kPanel)
-            for (int64_t r = 0; r < kPanel; ++r) sum[r] += dw[p + r] * basis[p + r];
-          for (int64_t r = 0; r < width; ++r)
-            gradient[static_cast<size_t>((o + r) * per_row) +
-                     static_cast<size_t>((i + b) / length) * fields + field] += sum[r];
-        }
-      }
-    }
-  });
+void add_field_gradient(const Runtime& rt, Path path, const Weight& w, ConstMatrix x,
+                        ConstMatrix dy, std::span<float> gradient) {
+  if (path == Path::exact)
+    contract(rt, ExactOuter(rt, x, dy), w, gradient);
+  else
+    contract(rt, RoundedOuter(rt, x, dy), w, gradient);
 }
 
 void add_row_field_gradient(const Weight& w, std::span<const int32_t> rows, ConstMatrix d,

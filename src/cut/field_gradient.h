@@ -16,10 +16,11 @@ void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fie
 
 // gradient[f] += d loss / d field f, where dW = dy^T x: every decoded value is linear in its
 // fields, so this is sum_i dW_i * basis_i over the block, basis being the block decoded with that
-// field 1 and the others 0. dW exists 32 rows by 256 columns at a time. x:[n,in]  dy:[n,out]
-// The same bits for any number of threads.
-void add_field_gradient(const Runtime& rt, const Weight& w, ConstMatrix x, ConstMatrix dy,
-                        std::span<float> gradient);
+// field 1 and the others 0. dW exists 48 rows by 256 columns at a time. x:[n,in]  dy:[n,out]
+// Path::bf16 rounds x and dy. The same bits for any number of threads and in every instruction
+// set.
+void add_field_gradient(const Runtime& rt, Path path, const Weight& w, ConstMatrix x,
+                        ConstMatrix dy, std::span<float> gradient);
 
 // The same for a matrix that is read row by row (an embedding): dW[rows[t],:] += d[t,:].
 // d:[rows.size(), in]

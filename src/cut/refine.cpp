@@ -57,7 +57,7 @@ class Refinement {
     BackwardTaps taps;
     taps.map = taps.head = [&](const LinearMap& map, ConstMatrix x, ConstMatrix dy) {
       if (const auto it = weights_.find(map.name); it != weights_.end())
-        add_field_gradient(rt_, map.weight, x, dy, part(it->second.range));
+        add_field_gradient(rt_, settings_.path, map.weight, x, dy, part(it->second.range));
     };
     taps.norm = [&](const std::string& norm, std::span<const float> d) {
       const auto it = norms_.find(norm);
@@ -76,12 +76,12 @@ class Refinement {
           if (expected.rows() < l.rows) expected = MatrixBuffer(l.rows, l.cols);
           const Matrix e = expected.view().slice_rows(0, l.rows);
           const int64_t d = original_.d_model;
-          logits(rt_, original_, Path::exact, {target.row(first), l.rows, d, target.stride}, e);
+          logits(rt_, original_, settings_.path, {target.row(first), l.rows, d, target.stride}, e);
           kl_gradient(
               rt_, e, l, 1.0f / static_cast<float>(n),
               std::span(losses).subspan(static_cast<size_t>(first), static_cast<size_t>(l.rows)));
         },
-        taps);
+        taps, settings_.path);
     double sum = 0;
     for (double loss : losses) sum += loss;
     return sum / double(n);
@@ -190,7 +190,8 @@ class Refinement {
     if (hidden_.contains(window)) return {};
     KvCache cache(original_, 1, std::ssize(tokens));
     const Chunk chunk{0, tokens};
-    MatrixBuffer out = forward(rt_, original_, cache, {&chunk, 1});
+    MatrixBuffer out =
+        forward(rt_, original_, cache, {&chunk, 1}, {.path = settings_.path, .tap = {}});
     const int64_t bytes = out.rows() * out.cols() * int64_t{sizeof(float)};
     if (kept_bytes_ + bytes > kHiddenBytes) return out;
     kept_bytes_ += bytes;
@@ -243,10 +244,11 @@ double Refined::last_loss() const {
 }
 
 KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
-                 std::span<const int32_t> window, bool kept) {
+                 std::span<const int32_t> window, bool kept, Path path) {
   Model copy = cut;
   RefineSettings settings;
   settings.kept = kept;
+  settings.path = path;
   Refinement work(rt, original, copy, settings);
   KlSlope slope;
   slope.loss = work.gradient(0, window);
@@ -259,16 +261,17 @@ void kl_gradient(const Runtime& rt, Matrix original, Matrix cut, float weight,
   const Kernels& k = rt.kernels;
   const int64_t n = cut.cols;
   assert(original.rows == cut.rows && original.cols == n && std::ssize(losses) == cut.rows);
-  rt.pool.parallel_for(cut.rows, [&](int64_t t, int) {
+  MatrixBuffer scratch(rt.pool.size(), n);
+  rt.pool.parallel_for(cut.rows, [&](int64_t t, int thread) {
     float* p = original.row(t);
     float* q = cut.row(t);
-    std::vector<float> difference(static_cast<size_t>(n));  // log p - log q, less a constant
-    for (int64_t v = 0; v < n; ++v) difference[static_cast<size_t>(v)] = p[v] - q[v];
+    float* difference = scratch.row(thread);  // log p - log q, less a constant
+    for (int64_t v = 0; v < n; ++v) difference[v] = p[v] - q[v];
     const float top_p = k.max(p, n), top_q = k.max(q, n);
     const double sum_p = k.exp_sum(p, n, top_p), sum_q = k.exp_sum(q, n, top_q);
     double loss = 0;
     for (int64_t v = 0; v < n; ++v)
-      if (p[v] > 0) loss += double(p[v]) * double(difference[static_cast<size_t>(v)]);
+      if (p[v] > 0) loss += double(p[v]) * double(difference[v]);
     const double constant = double(top_p) + std::log(sum_p) - double(top_q) - std::log(sum_q);
     losses[static_cast<size_t>(t)] = loss / sum_p - constant;
     const auto scale_p = static_cast<float>(1 / sum_p), scale_q = static_cast<float>(1 / sum_q);

@@ -20,6 +20,7 @@ struct RefineSettings {
   double beta1 = 0.9, beta2 = 0.98;
   int64_t warm_up = 10;    // steps in which the step size rises to its full value
   double decay_to = 0.02;  // share of the step size that a half cosine leaves at the end
+  Path path = Path::bf16;  // of both models' passes; bf16 or exact
   bool kept = false;       // tensors that still are the original's bytes are refined too
   // Where the state lies between runs; empty: nowhere. A run that finds the state of a run with
   // the same models, windows and settings goes on from there and ends with the same bytes; any
@@ -44,9 +45,10 @@ struct Refined {
 // cut, against the mean over all positions of a window of KL(original || cut): Adam (Kingma and
 // Ba 2015) with warm-up and cosine decay, steps relative to each parameter's size, on f32 masters
 // whose rounding to f16 the model reads. Codes, sub-block scales and biases stay. Windows come in
-// a seeded order, each as often as the others. The same bytes for any number of threads.
-// Norms that the original's file does not hold as F32 stay. Throws Error as forward does, where
-// the vocabularies differ, where there is no window or the checkpoint cannot be written.
+// a seeded order, each as often as the others. The same bytes for any number of threads and in
+// every instruction set. Norms that the original's file does not hold as F32 stay. Throws Error as
+// forward does, where the vocabularies differ, where there is no window or the checkpoint cannot be
+// written.
 Refined refine(const Runtime& rt, const Model& original, const Model& cut,
                const std::vector<std::vector<int32_t>>& windows, const RefineSettings& settings);
 
@@ -57,7 +59,7 @@ struct KlSlope {
   std::map<std::string, std::vector<float>> by_tensor;
 };
 KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
-                 std::span<const int32_t> window, bool kept = false);
+                 std::span<const int32_t> window, bool kept = false, Path path = Path::exact);
 
 // KL(original || cut) of every row; replaces the cut's logits by the gradient of
 // sum over rows of KL times `weight`: (softmax(cut) - softmax(original)) * weight.

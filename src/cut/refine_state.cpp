@@ -10,7 +10,7 @@ namespace mt {
 namespace {
 
 // Goes into the key: raised when the arithmetic of a step changes.
-constexpr const char* kVersion = "microtome refinement 1\n";
+constexpr const char* kVersion = "microtome refinement 2\n";
 
 template <class T>
 std::span<const std::byte> bytes_of(const std::vector<T>& values) {
@@ -38,9 +38,10 @@ std::string refine_key(const Model& original, const Model& cut,
   add_model(original);
   add_model(cut);
   for (const auto& window : windows) text += sha256_hex(bytes_of(window)) + "\n";
-  text += fmt::format("{} {} {} {} {} {} {} {} {}", settings.steps, settings.seed,
+  text += fmt::format("{} {} {} {} {} {} {} {} {} {}", settings.steps, settings.seed,
                       settings.scale_step, settings.norm_step, settings.beta1, settings.beta2,
-                      settings.warm_up, settings.decay_to, settings.kept);
+                      settings.warm_up, settings.decay_to, settings.kept,
+                      settings.path == Path::exact ? "exact" : "bf16");
   return sha256_hex(text);
 }
 

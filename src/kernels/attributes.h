@@ -12,6 +12,8 @@
       target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi," \
              "avx512vnni")))
 #define MT_AVX512_INLINE MT_AVX512 __attribute__((always_inline)) static inline
+#define MT_AVX512BF16 \
+  __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 
 // Loops over an array of registers have to be unrolled completely.
 #if defined(__clang__)

@@ -96,6 +96,12 @@ MT_AVX2 void transpose_panel(int64_t n, int64_t k, const float* src, int64_t lds
   }
 }
 
+// Moves only: words go through the same registers.
+MT_AVX2 void transpose_pairs(int64_t n, int64_t k, const uint32_t* src, int64_t lds,
+                             uint32_t* dst) {
+  transpose_panel(n, k, reinterpret_cast<const float*>(src), lds, reinterpret_cast<float*>(dst));
+}
+
 MT_AVX2_INLINE __m256 exponential(__m256 x) {
   using namespace exp_constants;
   __m256 t = _mm256_fmadd_ps(x, _mm256_set1_ps(log2_e), _mm256_set1_ps(magic));
@@ -267,6 +273,11 @@ const Kernels& avx2_kernels() {
       .max = maximum,
       .rope = rope,
       .decode_row = avx2_decode_row,
+      .round_pairs = avx2_round_pairs,
+      .interleave_pairs = avx2_interleave_pairs,
+      .transpose_pairs = transpose_pairs,
+      .gemm_pairs = avx2_gemm_pairs,
+      .fast_pairs = false,
       .quantised_bytes = reference_quantised_bytes,
       .quantise = avx2_quantise,
       .has_rows_dot = reference_has_rows_dot,

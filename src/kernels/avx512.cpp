@@ -130,6 +130,12 @@ MT_AVX512F void transpose_panel(int64_t n, int64_t k, const float* src, int64_t 
   }
 }
 
+// Moves only: words go through the same registers.
+MT_AVX512F void transpose_pairs(int64_t n, int64_t k, const uint32_t* src, int64_t lds,
+                                uint32_t* dst) {
+  transpose_panel(n, k, reinterpret_cast<const float*>(src), lds, reinterpret_cast<float*>(dst));
+}
+
 MT_AVX512F_INLINE __m512 exponential(__m512 x) {
   using namespace exp_constants;
   __m512 t = _mm512_fmadd_ps(x, _mm512_set1_ps(log2_e), _mm512_set1_ps(magic));
@@ -290,6 +296,11 @@ const Kernels& avx512f_kernels() {
       .max = maximum,
       .rope = rope,
       .decode_row = avx512_decode_row,
+      .round_pairs = avx2_round_pairs,
+      .interleave_pairs = avx2_interleave_pairs,
+      .transpose_pairs = transpose_pairs,
+      .gemm_pairs = avx512f_gemm_pairs,
+      .fast_pairs = false,
       .quantised_bytes = reference_quantised_bytes,
       .quantise = avx2_quantise,
       .has_rows_dot = reference_has_rows_dot,
@@ -304,6 +315,19 @@ const Kernels& avx512_kernels() {
     t.name = "avx512";
     t.quantise = avx512_quantise;
     t.rows_dot = avx512_rows_dot;
+    return t;
+  }();
+  return table;
+}
+
+const Kernels& avx512bf16_kernels() {
+  static const Kernels table = [] {
+    Kernels t = avx512_kernels();
+    t.name = "avx512bf16";
+    t.round_pairs = avx512bf16_round_pairs;
+    t.interleave_pairs = avx512bf16_interleave_pairs;
+    t.gemm_pairs = avx512bf16_gemm_pairs;
+    t.fast_pairs = true;
     return t;
   }();
   return table;

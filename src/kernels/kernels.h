@@ -11,7 +11,8 @@ namespace mt {
 // path gives bit-identical results in every table: sums run in the documented order with one
 // fused multiply-add per term.
 struct Kernels {
-  std::string_view name;  // "reference", "avx2", "avx512f", "avx512" (with VNNI and VBMI)
+  // "reference", "avx2", "avx512f", "avx512" (with VNNI and VBMI), "avx512bf16" (and BF16)
+  std::string_view name;
 
   // ---- exact path ----
   // c[i,j] = (accumulate ? c[i,j] : 0) + sum_{p=0..k-1, in this order, by fma} a[i,p] * b[p,j]
@@ -45,6 +46,27 @@ struct Kernels {
   // the same values as mt::decode_row, bit for bit, faster
   void (*decode_row)(Dtype dtype, const std::byte* src, float* dst, int64_t n);
 
+  // ---- bf16 path (bit-identical in every table too) ----
+  // Values are rounded to bf16, to nearest even, denormals to zero. Two values that follow each
+  // other in a sum lie in one 32-bit word, a "pair": the first in the low half.
+  // y[p] = {x[2p], x[2p+1]}, zero where 2p+1 == n; y: ceil(n/2) words
+  void (*round_pairs)(const float* x, int64_t n, uint32_t* y);
+  // dst[p*ldd + j] = {src[2p*lds + j], src[(2p+1)*lds + j]}, zero where 2p+1 == k; j < n, 2p < k
+  void (*interleave_pairs)(int64_t n, int64_t k, const float* src, int64_t lds, uint32_t* dst,
+                           int64_t ldd);
+  // transpose_panel of words.
+  void (*transpose_pairs)(int64_t n, int64_t k, const uint32_t* src, int64_t lds, uint32_t* dst);
+  // gemm_panel of pairs: for p = 0..k-1 in this order c = fma(a.high, b.high, c), then
+  // c = fma(a.low, b.low, c), each with denormal operands and results (tiny after rounding) taken
+  // for zeros of their sign, as the instruction vdpbf16ps does it.
+  // a: word (i, p) at a[i*a_row + p*a_pair], one of the two strides 1; b: [k,n] words, rows ldb
+  // apart, readable to a full 32 columns; c: [m,n]; n in 1..32.
+  void (*gemm_pairs)(int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t a_row,
+                     int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
+                     bool accumulate);
+  // True where gemm_pairs is faster than gemm_panel.
+  bool fast_pairs;
+
   // ---- fast path (tables may differ in rounding; bounded by tests) ----
   // Activations quantised for the dot products below: x[n] -> opaque, quantised_bytes(n) bytes.
   // n is a multiple of 32.
@@ -59,7 +81,7 @@ struct Kernels {
 
 const Kernels& reference_kernels();
 // The best table that this processor runs, or the one MICROTOME_ISA names (reference, avx2,
-// avx512f, avx512). Throws Error for a name that is unknown or not supported here.
+// avx512f, avx512, avx512bf16). Throws Error for a name that is unknown or not supported here.
 const Kernels& select_kernels();
 // Every table this processor runs, reference first: for tests and benchmarks.
 std::vector<const Kernels*> available_kernels();

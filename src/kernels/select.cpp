@@ -29,6 +29,10 @@ bool runs_avx512() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+bool runs_avx512bf16() {
+  return runs_avx512() && __builtin_cpu_supports("avx512bf16");
+}
+
 const Kernels& choose() {
   std::vector<const Kernels*> tables = available_kernels();
   const char* wanted = std::getenv("MICROTOME_ISA");
@@ -49,6 +53,7 @@ std::vector<const Kernels*> available_kernels() {
   if (runs_avx2()) tables.push_back(&avx2_kernels());
   if (runs_avx512f()) tables.push_back(&avx512f_kernels());
   if (runs_avx512()) tables.push_back(&avx512_kernels());
+  if (runs_avx512bf16()) tables.push_back(&avx512bf16_kernels());
   return tables;
 }
 

@@ -7,8 +7,9 @@
 namespace mt {
 
 const Kernels& avx2_kernels();
-const Kernels& avx512f_kernels();  // the dot products of AVX2
-const Kernels& avx512_kernels();   // needs VNNI and VBMI
+const Kernels& avx512f_kernels();     // the dot products of AVX2
+const Kernels& avx512_kernels();      // needs VNNI and VBMI
+const Kernels& avx512bf16_kernels();  // and BF16
 
 // Quantised activations of n values (n a multiple of 32), the parts one after another, each
 // padded with zeros to a multiple of 64 bytes and the vector to a multiple of 256 values:
@@ -27,6 +28,31 @@ void quantise_scale(uint32_t largest_bits, float& d, float& inverse);
 
 void avx2_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
 void avx512_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
+
+// The bf16 path of each table.
+void reference_round_pairs(const float* x, int64_t n, uint32_t* y);
+void reference_interleave_pairs(int64_t n, int64_t k, const float* src, int64_t lds, uint32_t* dst,
+                                int64_t ldd);
+void reference_transpose_pairs(int64_t n, int64_t k, const uint32_t* src, int64_t lds,
+                               uint32_t* dst);
+void reference_gemm_pairs(int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t a_row,
+                          int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
+                          bool accumulate);
+void avx2_round_pairs(const float* x, int64_t n, uint32_t* y);
+void avx2_interleave_pairs(int64_t n, int64_t k, const float* src, int64_t lds, uint32_t* dst,
+                           int64_t ldd);
+void avx2_gemm_pairs(int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t a_row,
+                     int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
+                     bool accumulate);
+void avx512f_gemm_pairs(int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t a_row,
+                        int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
+                        bool accumulate);
+void avx512bf16_round_pairs(const float* x, int64_t n, uint32_t* y);
+void avx512bf16_interleave_pairs(int64_t n, int64_t k, const float* src, int64_t lds, uint32_t* dst,
+                                 int64_t ldd);
+void avx512bf16_gemm_pairs(int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t a_row,
+                           int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
+                           bool accumulate);
 
 void avx2_quantise(const float* x, int64_t n, std::byte* blob);
 void avx512_quantise(const float* x, int64_t n, std::byte* blob);

@@ -101,8 +101,8 @@ void heads_backward(const Kernels& k, const Attention& a, std::span<const float>
 // The backward pass of one window; d is d loss / d stream, updated site by site.
 class Pass {
  public:
-  Pass(const Runtime& rt, const Model& model, int64_t n, const BackwardTaps& taps)
-      : rt_(rt), model_(model), n_(n), taps_(taps) {}
+  Pass(const Runtime& rt, const Model& model, int64_t n, const BackwardTaps& taps, Path path)
+      : rt_(rt), model_(model), n_(n), taps_(taps), path_(path) {}
 
   void site(const Site& s, ConstMatrix stream, Matrix d) {
     MatrixBuffer normed(n_, model_.d_model), dnormed(n_, model_.d_model);
@@ -129,7 +129,7 @@ class Pass {
       for (int64_t t = 0; t < n_; ++t) std::copy_n(d.row(t), d.cols, du.row(t));
     } else {
       MatrixBuffer raw(n_, model_.d_model);
-      matmul(rt_, Path::exact, input, last, raw);
+      matmul(rt_, path_, input, last, raw);
       std::vector<float> dgain(s.post_norm.size(), 0.0f);
       rms_norm_backward(rt_, raw, s.post_norm, model_.norm_epsilon, d, du,
                         taps_.norm ? dgain.data() : nullptr);
@@ -140,7 +140,7 @@ class Pass {
 
   void through(const LinearMap& map, ConstMatrix x, ConstMatrix dy, Matrix dx) {
     if (taps_.map) taps_.map(map, x, dy);
-    matmul_backward(rt_, dy, map, dx);
+    matmul_backward(rt_, path_, dy, map, dx);
   }
 
   void attention(const Site& s, const Attention& a, ConstMatrix normed, ConstMatrix d,
@@ -152,9 +152,9 @@ class Pass {
     MatrixBuffer qb = rows(q_dim), kb = rows(kv_dim), vb = rows(kv_dim);
     Matrix q = qb.view().slice_rows(0, n_), key = kb.view().slice_rows(0, n_),
            value = vb.view().slice_rows(0, n_);
-    matmul(rt_, Path::exact, normed, a.q, q);
-    matmul(rt_, Path::exact, normed, a.k, key);
-    matmul(rt_, Path::exact, normed, a.v, value);
+    matmul(rt_, path_, normed, a.q, q);
+    matmul(rt_, path_, normed, a.k, key);
+    matmul(rt_, path_, normed, a.v, value);
     MatrixBuffer raw_q(n_, q_dim), raw_k(n_, kv_dim);
     RopeTable rope(a, 0, n_);
     for_rows(rt_, n_, [&](int64_t t) {
@@ -190,8 +190,8 @@ class Pass {
   void mlp(const Site& s, const Mlp& f, ConstMatrix normed, ConstMatrix d, Matrix dnormed) {
     const int64_t d_ff = f.gate.weight.rows;
     MatrixBuffer gate(n_, d_ff), up(n_, d_ff), act(n_, d_ff), dact(n_, d_ff);
-    matmul(rt_, Path::exact, normed, f.gate, gate);
-    matmul(rt_, Path::exact, normed, f.up, up);
+    matmul(rt_, path_, normed, f.gate, gate);
+    matmul(rt_, path_, normed, f.up, up);
     auto forward_act =
         f.activation == Activation::silu ? rt_.kernels.silu_mul : rt_.kernels.gelu_mul;
     for_rows(rt_, n_, [&](int64_t t) { forward_act(gate.row(t), up.row(t), act.row(t), d_ff); });
@@ -210,12 +210,13 @@ class Pass {
   const Model& model_;
   int64_t n_;
   const BackwardTaps& taps_;
+  Path path_;
 };
 
 }  // namespace
 
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-              const LogitsLoss& loss, const BackwardTaps& taps) {
+              const LogitsLoss& loss, const BackwardTaps& taps, Path path) {
   const int64_t n = std::ssize(tokens), d = model.d_model;
   // The stream before every step, and after the last.
   std::vector<MatrixBuffer> streams;
@@ -227,6 +228,7 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
   KvCache cache(model, 1, n);
   const Chunk chunk{0, tokens};
   ForwardOptions options;
+  options.path = path;
   options.tap = [&](Point point, int64_t, Matrix value) {
     if (point != Point::stream) return;
     streams.emplace_back(n, d);
@@ -237,13 +239,16 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
   // Head and loss, in slices of rows: the logits of a window need not fit in memory.
   MatrixBuffer dhidden(n, d);
   dhidden.zero();
-  const int64_t slice = 128;
+  // Larger ones decode the head less often; what exact callers sum up depends on the slices.
+  constexpr int64_t kRows = 128, kLogits = int64_t{1} << 25;
+  const int64_t slice =
+      path == Path::exact ? kRows : std::max(kRows, kLogits / std::max<int64_t>(1, model.n_vocab));
   MatrixBuffer buffer(std::min(n, slice), model.n_vocab);
   for (int64_t t = 0; t < n; t += slice) {
     const int64_t rows = std::min(slice, n - t);
     Matrix l = buffer.view().slice_rows(0, rows);
     Matrix h = hidden.view().slice_rows(t, t + rows);
-    logits(rt, model, Path::exact, h, l);
+    logits(rt, model, path, h, l);
     std::vector<float> slope;
     if (model.logit_softcap > 0) {
       // d softcap: 1 - (l/cap)^2, taken before the loss overwrites the logits.
@@ -256,7 +261,7 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
     loss(t, h, l);
     for (size_t i = 0; i < slope.size(); ++i) l.data[i] *= slope[i];
     if (taps.head) taps.head(model.head_map(), h, l);
-    matmul_backward(rt, l, model.head_map(), dhidden.view().slice_rows(t, t + rows));
+    matmul_backward(rt, path, l, model.head_map(), dhidden.view().slice_rows(t, t + rows));
   }
 
   std::vector<float> dgain(static_cast<size_t>(d), 0.0f);
@@ -264,7 +269,7 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
                     taps.norm ? dgain.data() : nullptr);
   if (taps.norm) taps.norm(kFinalNorm, dgain);
   streams.pop_back();
-  Pass pass(rt, model, n, taps);
+  Pass pass(rt, model, n, taps, path);
   for (size_t i = model.steps.size(); i-- > 0;) {
     pass.site(model.steps[i].sites.front(), streams.back(), dhidden);
     streams.pop_back();

@@ -33,7 +33,7 @@ using LogitsLoss = std::function<void(int64_t first, ConstMatrix hidden, Matrix 
 // (n_steps x n_tokens x d_model floats); all else is computed again layer by layer.
 // Throws Error as forward does.
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-              const LogitsLoss& loss, const BackwardTaps& taps);
+              const LogitsLoss& loss, const BackwardTaps& taps, Path path = Path::exact);
 
 // y = x / sqrt(mean(x^2) + epsilon) * gain: dx (overwritten; may be dy), dgain (added to; may be
 // null). x, dy, dx:[n,d]

@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "run/layers.h"
 
 namespace mt {
 namespace {
@@ -55,7 +56,80 @@ void matmul_exact(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
   });
 }
 
+void matmul_bf16(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
+  const Kernels& k = rt.kernels;
+  const DtypeInfo& format = info(w.dtype);
+  const PairRows a(rt, x);
+  rt.pool.parallel_for(ceil_div(w.rows, kPanel), [&](int64_t panel, int) {
+    alignas(64) float row[kChunk];
+    alignas(64) uint32_t rows[kPanel * kChunk / 2];
+    alignas(64) uint32_t packed[kPanel * kChunk / 2];
+    const int64_t o = panel * kPanel, n = std::min(kPanel, w.rows - o);
+    for (int64_t i = 0; i < w.cols; i += kChunk) {
+      const int64_t depth = std::min(kChunk, w.cols - i), pairs = ceil_div(depth, 2);
+      const int64_t skip = i / format.block_length * format.block_bytes;
+      for (int64_t r = 0; r < n; ++r) {
+        k.decode_row(w.dtype, w.row(o + r) + skip, row, depth);
+        k.round_pairs(row, depth, rows + r * kChunk / 2);
+      }
+      k.transpose_pairs(n, pairs, rows, kChunk / 2, packed);
+      k.gemm_pairs(x.rows, n, pairs, a.row(0) + i / 2, a.stride, 1, packed, kPanel, y.data + o,
+                   y.stride, i > 0);
+    }
+  });
+}
+
+void matmul_backward_bf16(const Runtime& rt, ConstMatrix dy, const Weight& w, Matrix dx) {
+  const Kernels& k = rt.kernels;
+  const DtypeInfo& format = info(w.dtype);
+  const PairRows a(rt, dy);
+  // A task is a range of input channels, whole blocks and panels; how they are divided decides no
+  // result. It walks the rows of W, 256 at a time.
+  constexpr int64_t kDepth = 256;
+  const int64_t unit = std::max<int64_t>(kPanel, format.block_length);
+  const int64_t units = ceil_div(w.cols, unit);
+  const int64_t tasks =
+      std::max(ceil_div(units * unit, kChunk), std::min<int64_t>(units, rt.pool.size()));
+  rt.pool.parallel_for(tasks, [&](int64_t task, int) {
+    const int64_t begin = units * task / tasks * unit;
+    const int64_t end = std::min(units * (task + 1) / tasks * unit, w.cols), width = end - begin;
+    const int64_t panels = ceil_div(width, kPanel);
+    const int64_t skip = begin / format.block_length * format.block_bytes;
+    AlignedBuffer<float> rows(static_cast<size_t>(2 * panels * kPanel));
+    std::fill_n(rows.data(), rows.size(), 0.0f);
+    AlignedBuffer<uint32_t> packed(static_cast<size_t>(panels * kPanel * kDepth / 2));
+    for (int64_t o = 0; o < w.rows; o += kDepth) {
+      const int64_t depth = std::min(kDepth, w.rows - o), pairs = ceil_div(depth, 2);
+      for (int64_t r = 0; r < depth; r += 2) {
+        const int64_t two = std::min<int64_t>(2, depth - r);
+        for (int64_t i = 0; i < two; ++i)
+          k.decode_row(w.dtype, w.row(o + r + i) + skip, rows.data() + i * panels * kPanel, width);
+        for (int64_t j = 0; j < panels; ++j)
+          k.interleave_pairs(kPanel, two, rows.data() + j * kPanel, panels * kPanel,
+                             packed.data() + (j * kDepth / 2 + r / 2) * kPanel, kPanel);
+      }
+      for (int64_t j = 0; j < panels; ++j)
+        k.gemm_pairs(dx.rows, std::min(kPanel, width - j * kPanel), pairs, a.row(0) + o / 2,
+                     a.stride, 1, packed.data() + j * kDepth / 2 * kPanel, kPanel,
+                     dx.data + begin + j * kPanel, dx.stride, true);
+    }
+  });
+}
+
+bool rounds(const Runtime& rt, Path path) {
+  return path == Path::bf16 || (path == Path::fast && rt.kernels.fast_pairs);
+}
+
 }  // namespace
+
+PairRows::PairRows(const Runtime& rt, ConstMatrix x) {
+  // Rows begin on cache lines and not a multiple of 4 KB apart, where they would share a set.
+  stride = static_cast<int64_t>(round_up(static_cast<uint64_t>(ceil_div(x.cols, 2)), 16));
+  if (stride % 128 == 0) stride += 16;
+  words = AlignedBuffer<uint32_t>(static_cast<size_t>(x.rows * stride));
+  for_rows(rt, x.rows,
+           [&](int64_t t) { rt.kernels.round_pairs(x.row(t), x.cols, words.data() + t * stride); });
+}
 
 void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y) {
   const Weight& w = map.weight;
@@ -63,15 +137,19 @@ void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, M
   if (path == Path::fast && x.rows <= kFewTokens && x.cols % 32 == 0 &&
       rt.kernels.has_rows_dot(w.dtype))
     matmul_fast(rt, x, w, y);
+  else if (rounds(rt, path))
+    matmul_bf16(rt, x, w, y);
   else
     matmul_exact(rt, x, w, y);
   add_bias(map, y);
 }
 
-void matmul_backward(const Runtime& rt, ConstMatrix dy, const LinearMap& map, Matrix dx) {
+void matmul_backward(const Runtime& rt, Path path, ConstMatrix dy, const LinearMap& map,
+                     Matrix dx) {
   const Weight& w = map.weight;
   const Kernels& k = rt.kernels;
   assert(dy.cols == w.rows && dx.cols == w.cols && dx.rows == dy.rows);
+  if (rounds(rt, path)) return matmul_backward_bf16(rt, dy, w, dx);
   // A task is a chunk of input channels; it walks the rows of W, 64 at a time.
   constexpr int64_t kDepth = 64;
   const DtypeInfo& format = info(w.dtype);

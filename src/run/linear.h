@@ -4,11 +4,21 @@
 namespace mt {
 
 // The vector-Jacobian product of matmul: dx[t,i] += sum_o dy[t,o] * W[o,i]
-// dy:[n_tokens,out]  W:[out,in]  dx:[n_tokens,in]; sums over o in order, by fma.
-void matmul_backward(const Runtime& rt, ConstMatrix dy, const LinearMap& map, Matrix dx);
+// dy:[n_tokens,out]  W:[out,in]  dx:[n_tokens,in]; sums over o in order, by fma. Path::bf16: in
+// the order of gemm_pairs. Path::fast: whichever of the two is faster.
+void matmul_backward(const Runtime& rt, Path path, ConstMatrix dy, const LinearMap& map, Matrix dx);
 
 // c[i,j] = (accumulate ? c[i,j] : 0) + sum_t a[t,i] * b[t,j]   a:[n,rows]  b:[n,cols]
 void outer_sum(const Runtime& rt, ConstMatrix a, ConstMatrix b, Matrix c, bool accumulate);
+
+// A batch of rows rounded to bf16 for gemm_pairs, two values a word.
+struct PairRows {
+  AlignedBuffer<uint32_t> words;
+  int64_t stride;  // words from row to row
+
+  PairRows(const Runtime& rt, ConstMatrix x);
+  const uint32_t* row(int64_t r) const { return words.data() + r * stride; }
+};
 
 // Columns of a panel, the unit in which weights are decoded and multiplied.
 inline constexpr int64_t kPanel = 32;

@@ -105,7 +105,7 @@ TEST_F(RefineTest, FieldGradientsOfEveryFormatEqualTheWholeMatrix) {
       encode_row(f.dtype, values.row(o), nullptr, bytes.data() + o * length, in);
     w.data.bytes = bytes;
     std::vector<float> gradient(static_cast<size_t>(n_fields(w)), 1.0f);
-    add_field_gradient(rt_, w, x, dy, gradient);
+    add_field_gradient(rt_, Path::exact, w, x, dy, gradient);
     size_t at = 0;
     for (int64_t o = 0; o < out; ++o)
       for (int64_t b = 0; b < in / f.block_length; ++b)
