@@ -252,6 +252,7 @@ TEST_F(Cut, TheFileSaysHowItWasMade) {
   const Receipt receipt{.version = "1.2.3",
                         .source_sha256 = std::string(64, 'a'),
                         .goal = "--size 75MB",
+                        .aimed_on = "a third text",
                         .plan_sha256 = std::string(64, 'b'),
                         .calibration = "some text",
                         .calibration_sha256 = std::string(64, 'c'),
@@ -268,6 +269,7 @@ TEST_F(Cut, TheFileSaysHowItWasMade) {
   EXPECT_EQ(f.need_string("microtome.source.sha256"), receipt.source_sha256);
   EXPECT_EQ(f.need_string("microtome.goal"), receipt.goal);
   EXPECT_EQ(f.need_string("microtome.plan.sha256"), receipt.plan_sha256);
+  EXPECT_EQ(f.need_string("microtome.plan.aimed_on"), receipt.aimed_on);
   EXPECT_EQ(f.need_string("microtome.calibration"), receipt.calibration);
   EXPECT_EQ(f.need_string("microtome.calibration.sha256"), receipt.calibration_sha256);
   EXPECT_EQ(f.need_string("microtome.proof"), receipt.proof);
