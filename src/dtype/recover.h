@@ -185,7 +185,7 @@ MT_INLINE float extreme_of(const float* x, int n) {
 }
 
 // Super-scales tried for a super-block, so that weights on no common grid take bounded time.
-inline constexpr int kMostTried = 2000;
+inline constexpr int kMostTried = 500;
 
 struct RecoveredScale {
   float d = 0.0f;           // an f16 number; 0: the weights are on no grid of these levels

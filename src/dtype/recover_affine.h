@@ -225,7 +225,7 @@ MT_INLINE bool recover_sub_pairs(const float* x, int n_subs, int length, int top
       float scale;
       Range min;
     };
-    int left = 10 * kMostTried, left_steps = kMostTried;
+    int left = 4 * kMostTried, left_steps = kMostTried;
     auto with_step = [&](float d) {
       Option options[16][kOptions];
       int n_options[16] = {};

@@ -42,6 +42,11 @@ TEST(Ask, Types) {
   };
   EXPECT_TRUE(has(default_types(), Dtype::Q4_0));
   EXPECT_FALSE(has(default_types(), Dtype::Q2_0));
+  for (const Dtype d :
+       {Dtype::IQ2_XXS, Dtype::IQ2_XS, Dtype::IQ2_S, Dtype::IQ3_XXS, Dtype::IQ3_S}) {
+    // Written, but slower than K-quants where they run: only on demand.
+    EXPECT_TRUE(has(all_types(), d) && !has(default_types(), d)) << name(d);
+  }
   const Types wider = parse_types("+Q2_0, -Q4_1");
   EXPECT_TRUE(has(wider, Dtype::Q2_0) && has(wider, Dtype::Q8_0));
   EXPECT_FALSE(has(wider, Dtype::Q4_1));
