@@ -35,7 +35,7 @@ tests() {  # build folder, label, jobs
   fi
   n=$(grep -cE '^ *[0-9]+/[0-9]+ Test +#.* Passed ' "$out")
   passed=$((passed + n))
-  n=$(grep -cE '^ *[0-9]+/[0-9]+ Test +#.*(\*\*\*|Not Run)' "$out")
+  n=$(grep -cE '^ *[0-9]+/[0-9]+ Test +#.*\*\*\*(Failed|Timeout|Exception|Not Run)' "$out")
   if [ $code -ne 0 ] && [ "$n" -eq 0 ]; then n=1; fi
   failed=$((failed + n))
   [ "$n" -eq 0 ] || problems+=("$n of the $2 tests in $1")

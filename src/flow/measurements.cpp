@@ -216,7 +216,11 @@ class SqliteMeasurements final : public Measurements {
     c_.execute("PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON; PRAGMA mmap_size=0");
     if (sqlite3_db_readonly(c_.db, "main") == 1)
       throw_error("{}: cannot be written; name another file with --db", c_.path);
-    if (!is_ours()) create();
+    // One transaction: between two questions another process may create it.
+    c_.execute("BEGIN");
+    const bool ours = is_ours();
+    c_.execute("COMMIT");
+    if (!ours) create();
     use_wal();
     // Found now rather than after an hour of measuring.
     std::string found = c_.word("PRAGMA quick_check(1)");

@@ -10,11 +10,16 @@ namespace {
 thread_local size_t live = 0;
 thread_local size_t peak = 0;
 
-void* counted(size_t n) {
+void* counted_or_null(size_t n) noexcept {
   void* p = std::malloc(n ? n : 1);
-  if (!p) throw std::bad_alloc();
+  if (!p) return nullptr;
   live += malloc_usable_size(p);
   if (live > peak) peak = live;
+  return p;
+}
+void* counted(size_t n) {
+  void* p = counted_or_null(n);
+  if (!p) throw std::bad_alloc();
   return p;
 }
 void release(void* p) {
@@ -29,6 +34,12 @@ void* operator new(size_t n) {
 }
 void* operator new[](size_t n) {
   return counted(n);
+}
+void* operator new(size_t n, const std::nothrow_t&) noexcept {
+  return counted_or_null(n);
+}
+void* operator new[](size_t n, const std::nothrow_t&) noexcept {
+  return counted_or_null(n);
 }
 void operator delete(void* p) noexcept {
   release(p);
