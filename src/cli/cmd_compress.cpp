@@ -24,8 +24,7 @@ struct Options {
 int run(Context& context, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const Goal goal = options.goal.resolved();
-  SessionSettings settings = options.session.resolved();
-  settings.aims = goal.max_kl.has_value();
+  SessionSettings settings = options.session.resolved(&goal);
   check_output(options.output, settings.model, options.force);
   const auto page = !options.page.empty()
                         ? options.page

@@ -1,6 +1,7 @@
 #include "base/error.h"
 #include "cli/session_options.h"
 #include "plan/tensor_types.h"
+#include "report/format.h"
 
 namespace mt::cli {
 namespace {
@@ -24,20 +25,22 @@ int show_frontier(Context& context, Session& session, int points) {
     context.print_json({{"frontier", list}});
     return exit_done;
   }
-  Table table({{"bytes", Table::Align::right},
+  Table table({{"size", Table::Align::right},
+               {"bytes", Table::Align::right},
                {"bits/weight", Table::Align::right},
                {"predicted KL", Table::Align::right}});
   for (const auto& p : curve)
-    table.row({grouped(p.bytes), fmt::format("{:.3f}", p.bits_per_weight),
-               fmt::format("{:.4f}", p.predicted_kl)});
+    table.row({readable_bytes(p.bytes), grouped(p.bytes), fmt::format("{:.3f}", p.bits_per_weight),
+               readable_number(p.predicted_kl)});
   context.print(table.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour));
   return exit_done;
 }
 
 int run(Context& context, const Options& options) {
-  SessionSettings settings = options.session.resolved();
   std::optional<Goal> goal;
   if (options.frontier == 0) goal = options.goal.resolved();
+  SessionSettings settings = options.session.resolved(goal ? &*goal : nullptr);
+  settings.aims = false;  // a plan alone is not measured
   for (const auto& file : {options.output, options.tensor_types})
     if (!file.empty()) check_output(file, settings.model, options.force);
   check_distinct(
@@ -54,9 +57,12 @@ int run(Context& context, const Options& options) {
     return exit_done;
   }
   context.print(fmt::format(
-      "{}: {} bytes, predicted KL {:.4f} nats a token (optimality gap {:.2g})\nplan: {}\n",
-      printable(plan.goal), grouped(plan.predicted_bytes), plan.predicted_kl, plan.optimality_gap,
-      printable(options.output.string())));
+      "{}: {} bytes, predicted KL {} nats a token{}\n{}plan: {}\n", printable(plan.goal),
+      grouped(plan.predicted_bytes), readable_number(plan.predicted_kl),
+      plan.optimality_gap < 0
+          ? ""
+          : fmt::format(" (optimal within {:.2g} %)", 100 * plan.optimality_gap),
+      plan.note.empty() ? "" : plan.note + "\n", printable(options.output.string())));
   return exit_done;
 }
 

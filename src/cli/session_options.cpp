@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/files.h"
 #include "plan/ask.h"
@@ -53,9 +55,13 @@ void SessionOptions::declare(CLI::App& app) {
       ->type_name("N");
 }
 
-SessionSettings SessionOptions::resolved() const {
+SessionSettings SessionOptions::resolved(const Goal* goal) const {
   SessionSettings s = settings;
   s.types = parse_types(types);
+  if (goal && goal->uniform &&
+      std::find(s.types.begin(), s.types.end(), *goal->uniform) == s.types.end())
+    s.types.push_back(*goal->uniform);
+  s.aims = goal && goal->max_kl;
   return s;
 }
 
@@ -90,12 +96,8 @@ Goal GoalOptions::resolved() const {
     g.text = fmt::format("--max-kl {}", max_kl);
   }
   if (type_option->count() && ++n) {
-    auto dtype = dtype_from_name(type);
-    if (!dtype || !info(*dtype).encodes)
-      throw_error("--type: '{}' is no format that can be written; expected one of {}", type,
-                  list_of(all_types()));
-    g.uniform = *dtype;
-    g.text = "--type " + std::string(name(*dtype));
+    g.uniform = parse_type(type);
+    g.text = "--type " + std::string(name(*g.uniform));
   }
   if (n != 1)
     throw Error(n == 0 ? "say what to aim for: --size 75MB, --bpw 4.0, --max-kl 0.02 or --type Q4_0"

@@ -10,8 +10,9 @@ struct SessionOptions {
   SessionSettings settings;
   std::string types = "default";
   void declare(CLI::App& app);
-  // After parsing. Throws Error for a list of formats that does not parse.
-  SessionSettings resolved() const;
+  // After parsing; what a goal needs of the session is seen to. Throws Error for a list of formats
+  // that does not parse.
+  SessionSettings resolved(const Goal* goal = nullptr) const;
 };
 
 // What a plan is asked for.

@@ -1,8 +1,11 @@
 #include "compress/session.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 #include <tuple>
 
 #include "base/checked.h"
@@ -284,7 +287,7 @@ int64_t Session::metadata_bytes() {
 
 std::vector<FrontierPoint> Session::frontier(int points) {
   std::vector<FrontierPoint> curve;
-  for (const Solution& s : mt::frontier(problem(), points))
+  for (const Solution& s : mt::frontier(problem(), points, {}, source_bytes(*model_->file)))
     curve.push_back(
         {.bytes = s.bytes,
          .bits_per_weight = 8.0 * double(s.bytes - metadata_bytes()) / double(n_weights()),
@@ -306,14 +309,55 @@ Imatrix Session::imatrix() {
   return m;
 }
 
+// Throws Error where a format fits no place at all.
+void Session::check_fits(Dtype dtype) const {
+  std::set<int64_t> rows;
+  for (const Candidate& c : candidates_->all) {
+    if (std::find(c.dtypes.begin(), c.dtypes.end(), dtype) != c.dtypes.end()) return;
+    rows.insert(c.source.cols);
+  }
+  std::string fit;
+  for (const DtypeInfo& d : all_dtypes())
+    if (d.encodes &&
+        std::all_of(rows.begin(), rows.end(), [&](int64_t n) { return n % d.block_length == 0; }))
+      fit += (fit.empty() ? "" : ", ") + std::string(d.name);
+  throw_error(
+      "--type {}: its blocks of {} fit no row of this model (rows have {}); formats that fit: {}",
+      name(dtype), info(dtype).block_length, fmt::join(rows, ", "), fit);
+}
+
+// What `--type` could not do, in one sentence: rows that its blocks do not fill take the format
+// that llama.cpp's quantizer falls back to.
+std::string Session::misfits(const Plan& plan, Dtype dtype) const {
+  std::map<std::pair<int64_t, Dtype>, int64_t> places;  // by row length and format taken
+  for (const Candidate& c : candidates_->all)
+    for (const Decision& d : plan.decisions)
+      if (d.place == c.key && d.chosen.dtype != dtype) ++places[{c.source.cols, d.chosen.dtype}];
+  std::string text;
+  int64_t n = 0;
+  for (const auto& [what, count] : places) {
+    n += count;
+    text += fmt::format("{}{} with rows of {} take {}", text.empty() ? "" : ", ", count, what.first,
+                        name(what.second));
+  }
+  if (n == 0) return "";
+  return fmt::format("{} needs rows that are a multiple of {}: of {} places {}", name(dtype),
+                     info(dtype).block_length, plan.decisions.size(), text);
+}
+
 Plan Session::plan(const Goal& goal, double correction) {
+  if (goal.uniform && std::find(settings_.types.begin(), settings_.types.end(), *goal.uniform) ==
+                          settings_.types.end())
+    throw_error("--type {}: the session was not given this format among its types",
+                name(*goal.uniform));
   const Problem& p = problem();
   SolveSettings settings;
   settings.hint = "more formats are offered with --types all";
   Solution s;
-  if (goal.uniform)
+  if (goal.uniform) {
+    check_fits(*goal.uniform);
     s = uniform(p, *goal.uniform, settings);
-  else if (goal.max_kl)
+  } else if (goal.max_kl)
     s = minimise_bytes(p, *goal.max_kl / correction, settings);
   else
     s = minimise_loss(p,
@@ -322,6 +366,7 @@ Plan Session::plan(const Goal& goal, double correction) {
                                                                            double(n_weights()) / 8),
                       settings);
   Plan plan = to_plan(p, s);
+  if (goal.uniform) plan.note = misfits(plan, *goal.uniform);
   plan.model_sha256 = sha256_;
   plan.model_name = settings_.model.filename().string();
   plan.goal = goal.text;

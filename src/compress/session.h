@@ -69,6 +69,8 @@ class Session {
   const Profile& profile();
   // Predicted losses of every candidate in every format, corrected by measured ones.
   const Problem& problem();
+  // What the problem's places are of, one by one.
+  const Candidates& candidates() const { return *candidates_; }
   // Measured over predicted, place by place of the problem.
   const std::vector<double>& corrections() const { return correction_; }
   std::vector<FrontierPoint> frontier(int points);
@@ -97,6 +99,8 @@ class Session {
  private:
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
+  void check_fits(Dtype dtype) const;
+  std::string misfits(const Plan& plan, Dtype dtype) const;
   Comparison measure(const std::string& part, const Windows& windows, const Plan& plan,
                      const Model& cut);
   Windows sample(int64_t first, int64_t n, int64_t n_ctx);

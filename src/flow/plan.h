@@ -43,7 +43,7 @@ struct Plan {
   int64_t fixed_bytes = 0;      // header, metadata, alignment, norms and other kept tensors
   int64_t predicted_bytes = 0;  // of the whole file
   double predicted_kl = 0;
-  double optimality_gap = 0;  // relative, of the integer programme
+  double optimality_gap = 0;  // relative, of the integer programme; negative: none was solved
   std::string note;
 };
 

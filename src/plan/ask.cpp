@@ -4,6 +4,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <optional>
 
 #include "base/error.h"
 
@@ -33,7 +34,37 @@ std::string names(const std::vector<Dtype>& types) {
   return text;
 }
 
+// The format that a recipe such as Q4_K_M or IQ3_M is named after.
+std::optional<Dtype> base_of_recipe(const std::string& word) {
+  const size_t bar = word.rfind('_');
+  if (bar == std::string::npos) return std::nullopt;
+  const std::string size = lower(word.substr(bar + 1)), stem = word.substr(0, bar);
+  if (size != "s" && size != "m" && size != "l" && size != "xs" && size != "xl")
+    return std::nullopt;
+  for (const std::string& name : {stem, stem + "_S", stem + "_K"})
+    if (const auto dtype = dtype_from_name(name)) return dtype;
+  return std::nullopt;
+}
+
+Dtype writable(const std::string& word, const std::string& where, const std::string& also) {
+  const auto dtype = dtype_from_name(word);
+  if (dtype && info(*dtype).encodes) return *dtype;
+  if (dtype)
+    throw_error("{}: {} can be read but not written; writable are {}", where, word,
+                names(all_types()));
+  if (const auto base = base_of_recipe(word))
+    throw_error(
+        "{}: '{}' is a recipe of llama.cpp's quantizer that mixes formats, not a format: use {} "
+        "for that one alone, or --bpw {:.1f} (or --size) for a mix chosen by what is measured",
+        where, word, name(*base), info(*base).bits_per_weight() + 0.3);
+  throw_error("{}: '{}' is no format; writable are {}{}", where, word, names(all_types()), also);
+}
+
 }  // namespace
+
+Dtype parse_type(const std::string& text) {
+  return writable(trimmed(text), "--type", "");
+}
 
 int64_t parse_size(const std::string& given) {
   const std::string text = trimmed(given);
@@ -106,14 +137,8 @@ std::vector<Dtype> parse_types(const std::string& list) {
       meant = all_types();
     } else if (lower(word) == "default") {
       meant = default_types();
-    } else if (const auto dtype = dtype_from_name(word)) {
-      if (!info(*dtype).encodes)
-        throw_error("types '{}': {} can be read but not written; writable are {}", list, word,
-                    names(all_types()));
-      meant = {*dtype};
     } else {
-      throw_error("types '{}': '{}' is no format; writable are {}, and the words default and all",
-                  list, word, names(all_types()));
+      meant = {writable(word, fmt::format("types '{}'", list), ", and the words default and all")};
     }
     for (const Dtype d : meant) {
       std::erase(types, d);

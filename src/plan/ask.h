@@ -16,6 +16,10 @@ std::vector<Dtype> default_types();
 // Every format that can be written.
 std::vector<Dtype> all_types();
 
+// "Q4_0", "q4_k": a format that can be written. Throws Error: what is no format, what is one that
+// is only read, and what is a recipe of llama.cpp's quantizer ("Q4_K_M"), which mixes formats.
+Dtype parse_type(const std::string& text);
+
 // A list such as "Q4_0,Q8_0" (these alone), "+Q2_0,-IQ4_XS" (the default ones with and without),
 // "default", "all", "all,-F32". By rising bits, each once. Throws Error that names the entry:
 // unknown, not writable, or nothing left.

@@ -358,18 +358,26 @@ Solution uniform(const Problem& problem, Dtype dtype, const SolveSettings& setti
   total(problem, layout, s);
   if (s.notes.size() == problem.places.size() && !s.notes.empty())
     throw_error("plan: no place offers {}{}", name(dtype), with_hint(settings));
+  s.gap = -1;  // nothing was optimised
   return s;
 }
 
-std::vector<Solution> frontier(const Problem& problem, int n, const SolveSettings& settings) {
+std::vector<Solution> frontier(const Problem& problem, int n, const SolveSettings& settings,
+                               int64_t most) {
   check(problem);
   if (n < 2 || n > 10000) throw_error("plan: a frontier has 2 to 10000 points, not {}", n);
   const int64_t low = int64_t(least(problem, Goal::bytes));
-  const int64_t high =
-      std::max(low, minimise_bytes(problem, least(problem, Goal::loss), settings).bytes);
+  const int64_t best = minimise_bytes(problem, least(problem, Goal::loss), settings).bytes;
+  const int64_t high = std::max(low, std::min(best, most));
   std::vector<Solution> points;
   for (int i = 0; i < n; ++i) {
-    const int64_t budget = low + int64_t(double(high - low) * i / (n - 1) + 0.5);
+    const double share = double(i) / (n - 1);
+    const int64_t budget = i == n - 1
+                               ? high
+                               : std::clamp(int64_t(std::exp((1 - share) * std::log(double(low)) +
+                                                             share * std::log(double(high))) +
+                                                    0.5),
+                                            low, high);
     Solution s = minimise_loss(problem, budget, settings);
     // A solve ends within its gap; a point that is no better than a smaller one is left out.
     if (!points.empty() && (s.loss >= points.back().loss || s.bytes <= points.back().bytes))

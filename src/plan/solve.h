@@ -1,6 +1,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -46,7 +47,8 @@ struct SolveSettings {
   std::string hint;           // ends the message where nothing fits: "widen --types"
 };
 
-// One option for every place in use. `gap` is (cost - proved bound) / |cost| of the goal's cost.
+// One option for every place in use. `gap` is (cost - proved bound) / |cost| of the goal's cost;
+// negative where nothing was optimised.
 struct Solution {
   std::vector<int> option;       // index into Place::options, -1: the place is not in use
   std::vector<int> alternative;  // index into Exclusive::alternatives
@@ -71,9 +73,11 @@ Solution minimise_bytes(const Problem& problem, double max_loss,
 // larger one offered, with a note each. Uses the first of each Exclusive.
 Solution uniform(const Problem& problem, Dtype dtype, const SolveSettings& settings = {});
 
-// At most n solutions from the fewest bytes to the smallest loss: budgets evenly spaced, bytes
-// strictly rising, loss strictly falling.
-std::vector<Solution> frontier(const Problem& problem, int n, const SolveSettings& settings = {});
+// At most n solutions from the fewest bytes to the smallest loss, or to `most` bytes where that is
+// less (but never below the fewest): budgets evenly spaced in their logarithm, bytes strictly
+// rising, loss strictly falling.
+std::vector<Solution> frontier(const Problem& problem, int n, const SolveSettings& settings = {},
+                               int64_t most = std::numeric_limits<int64_t>::max());
 
 // Decisions with their neighbours on each place's own curve, and the predicted totals. What the
 // problem does not know (model, goal, head) is left to the caller. Throws Error where two places

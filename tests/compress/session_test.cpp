@@ -114,6 +114,42 @@ TEST_F(SessionTest, AUniformPlanGivesEveryMapItsFormat) {
   EXPECT_EQ(plan.decisions.size(), linear_maps(cut).size());
 }
 
+TEST_F(SessionTest, AFormatThatDoesNotFitIsExplained) {
+  Goal goal;
+  goal.uniform = Dtype::Q4_K;
+  goal.text = "--type Q4_K";
+  Session none(rt, small(tiny("tiny_qwen3")));
+  try {
+    none.plan(goal);
+    ADD_FAILURE() << "no row has 256";
+  } catch (const Error& e) {
+    const std::string said = e.what();
+    EXPECT_NE(said.find("blocks of 256 fit no row of this model (rows have 64, 96, 128)"),
+              said.npos)
+        << said;
+    EXPECT_NE(said.find("formats that fit: F32, "), said.npos) << said;
+    EXPECT_EQ(said.find("Q6_K"), said.npos) << said;
+  }
+  test::make_model(folder / "some.gguf", {.d_ff = 256});
+  Session some(rt, small(folder / "some.gguf"));
+  const Plan plan = some.plan(goal);
+  EXPECT_EQ(plan.note,
+            "Q4_K needs rows that are a multiple of 256: of 9 places 8 with rows of 64 "
+            "take Q5_0");
+  EXPECT_LT(plan.optimality_gap, 0) << "nothing was optimised";
+  goal.uniform = Dtype::Q4_0;
+  EXPECT_EQ(some.plan(goal).note, "");
+}
+
+TEST_F(SessionTest, TheFrontierIsNeverAboveTheSource) {
+  for (const auto& name : {"tiny_llama", "tiny_qwen2"}) {
+    Session session(rt, small(tiny(name)));
+    const auto curve = session.frontier(12);
+    EXPECT_LE(curve.back().bytes, int64_t(std::filesystem::file_size(tiny(name))));
+    EXPECT_GE(curve.size(), 8u);
+  }
+}
+
 TEST_F(SessionTest, WhatIsPredictedIsNearWhatIsMeasured) {
   Session session(rt, small(tiny("tiny_llama")));
   for (int64_t bytes : {90'000, 75'000, 65'000}) {

@@ -97,5 +97,32 @@ TEST(TensorTypes, PatternsMatchTheirTensorAlone) {
   EXPECT_THROW(tensor_types(plan_of({"a\nb"})), Error);
 }
 
+TEST(ParseType, NamesFormatsAndExplainsRecipes) {
+  EXPECT_EQ(parse_type("Q4_K"), Dtype::Q4_K);
+  EXPECT_EQ(parse_type(" q4_k "), Dtype::Q4_K);
+  EXPECT_EQ(parse_types("q4_0,bf16").size(), 2u);
+  auto message = [](const std::string& text) -> std::string {
+    try {
+      parse_type(text);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "was taken";
+  };
+  const std::pair<const char*, const char*> recipes[] = {{"Q4_K_M", "use Q4_K for"},
+                                                         {"q3_k_l", "use Q3_K for"},
+                                                         {"IQ2_M", "use IQ2_S for"},
+                                                         {"IQ3_XS", "use IQ3_S for"},
+                                                         {"Q5_K_S", "--bpw 5.8"}};
+  for (const auto& [text, part] : recipes) {
+    EXPECT_NE(message(text).find("recipe of llama.cpp's quantizer"), std::string::npos) << text;
+    EXPECT_NE(message(text).find(part), std::string::npos) << message(text);
+  }
+  EXPECT_NE(message("NVFP4").find("can be read but not written"), std::string::npos);
+  for (const char* text : {"Q9_9", "", "Q4_K_Q", "_M"})
+    EXPECT_NE(message(text).find("is no format; writable are"), std::string::npos) << text;
+  EXPECT_THROW(parse_types("Q4_K_M"), Error);
+}
+
 }  // namespace
 }  // namespace mt

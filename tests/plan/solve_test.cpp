@@ -197,6 +197,24 @@ TEST(Solve, FrontierRises) {
   EXPECT_NEAR(points.back().loss, best, 1e-12);
 }
 
+TEST(Solve, FrontierIsEvenInTheLogarithmAndEndsWhereItIsTold) {
+  const Problem problem = layered_problem(30, 6);
+  const auto whole = frontier(problem, 9);
+  ASSERT_EQ(whole.size(), 9u);
+  const int64_t low = whole.front().bytes, high = whole.back().bytes;
+  for (size_t i = 0; i < whole.size(); ++i)
+    EXPECT_NEAR(
+        std::log(double(whole[i].bytes) / double(low)) / std::log(double(high) / double(low)),
+        double(i) / 8, 0.02)
+        << i;
+  const int64_t most = (low + high) / 2;
+  const auto part = frontier(problem, 9, {}, most);
+  EXPECT_EQ(part.front().bytes, low);
+  EXPECT_LE(part.back().bytes, most);
+  EXPECT_GT(part.back().bytes, most - most / 50);
+  EXPECT_EQ(frontier(problem, 9, {}, low / 2).size(), 1u) << "the smallest there is";
+}
+
 TEST(Solve, SaysWhatIsReachable) {
   std::mt19937 rng(6);
   Problem problem = random_problem(rng, 4, 4);
