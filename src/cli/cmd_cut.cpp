@@ -47,11 +47,12 @@ int run(Context& context, const Options& options) {
   }
   context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
   if (proof)
-    context.print(
-        fmt::format("mean KL {:.4f} ({:.4f} to {:.4f}) nats a token; same top "
-                    "token {:.1f} %\n",
-                    proof->kl_mean.value, proof->kl_mean.low, proof->kl_mean.high,
-                    100 * proof->same_top.value));
+    context.print(fmt::format(
+        "mean KL {:.4f}{} nats a token; same top token {:.1f} %\n", proof->kl_mean.value,
+        proof->intervals_hold()
+            ? fmt::format(" ({:.4f} to {:.4f})", proof->kl_mean.low, proof->kl_mean.high)
+            : "",
+        100 * proof->same_top.value));
   return exit_done;
 }
 

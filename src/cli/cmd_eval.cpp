@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <optional>
 
@@ -43,6 +44,7 @@ Json to_json(const Comparison& c, bool against) {
               {"windows", c.n_windows},
               {"tokens", c.n_tokens},
               {"path", c.path},
+              {"intervals_hold", c.intervals_hold()},
               {"perplexity", to_json(c.perplexity)}};
   out["perplexity"]["standard_error"] = c.perplexity_se;
   if (!against) return out;
@@ -68,31 +70,50 @@ Json to_json(const QaResult& r) {
 
 std::string table(const Context& context, const Comparison& c, bool against) {
   std::string out =
-      fmt::format("{}: {} windows of {} tokens, {} tokens scored, {} path\n\n", printable(c.corpus),
-                  c.n_windows, c.n_ctx, grouped(c.n_tokens), c.path);
+      wrapped("",
+              fmt::format("{}: {} windows of {} tokens, {} tokens scored, {} path",
+                          printable(c.corpus), c.n_windows, c.n_ctx, grouped(c.n_tokens), c.path),
+              context.out.is_terminal ? context.out.width() : 0, 2) +
+      "\n";
+  // Tokens of a window are not independent: the interval, drawn over windows, is the safer one.
   Table t({{""},
            {"value", Table::Align::right},
            {"± s.e.", Table::Align::right},
-           {"95 % interval", Table::Align::right}});
+           {"95 %", Table::Align::right}});
   auto row = [&](const char* label, const Estimate& e, const char* form, double scale = 1,
                  double se = -1) {
-    auto f = [&](double x) { return fmt::format(fmt::runtime(form), x * scale); };
-    t.row({label, f(e.value), se < 0 ? "" : f(se), f(e.low) + " .. " + f(e.high)});
+    auto f = [&](double x) {
+      return std::abs(x) < 1e6 ? fmt::format(fmt::runtime(form), x * scale)
+                               : fmt::format("{:.2e}", x * scale);
+    };
+    t.row({label, f(e.value), se < 0 ? "" : f(se),
+           c.intervals_hold() ? f(e.low) + " .. " + f(e.high) : "–"});
   };
-  if (against) row("perplexity of the base", c.base_perplexity, "{:.4f}", 1, c.base_perplexity_se);
+  if (against) row("perplexity, base", c.base_perplexity, "{:.4f}", 1, c.base_perplexity_se);
   row("perplexity", c.perplexity, "{:.4f}", 1, c.perplexity_se);
   if (against) {
-    row("KL divergence, mean (nats a token)", c.kl_mean, "{:.6f}", 1, c.kl_se);
+    row("KL mean", c.kl_mean, "{:.6f}", 1, c.kl_se);
     row("  median", c.kl_median, "{:.6f}");
     row("  90 %", c.kl_p90, "{:.5f}");
     row("  99 %", c.kl_p99, "{:.5f}");
     row("  99.9 %", c.kl_p999, "{:.4f}");
     row("  largest", c.kl_max, "{:.4f}");
-    row("same top token, %", c.same_top, "{:.2f}", 100);
-    row("true token's probability, mean change, %", c.dp_mean, "{:.3f}", 100);
-    row("  RMS change, %", c.dp_rms, "{:.3f}", 100);
+    row("same top, %", c.same_top, "{:.2f}", 100);
+    row("Δp mean, %", c.dp_mean, "{:.3f}", 100);
+    row("  RMS, %", c.dp_rms, "{:.3f}", 100);
   }
   out += t.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour);
+  out += "\n";
+  if (against)
+    out += folded(context,
+                  "KL(base || model) in nats a token; same top: both have the same most "
+                  "likely token; Δp: change of the true token's probability");
+  out += folded(context, c.intervals_hold()
+                             ? "s.e.: of the mean over tokens, as if they were independent; 95 %: "
+                               "interval by bootstrap over windows"
+                             : fmt::format("s.e.: of the mean over tokens, as if they were "
+                                           "independent; no intervals: they need {} windows",
+                                           Comparison::kLeastWindows));
   return out;
 }
 
@@ -102,8 +123,8 @@ std::string table(const Context& context, const QaResult& r, const std::string& 
     t.row({label, fmt::format("{:.2f}", 100 * a.value),
            fmt::format("{:.2f}", 100 * a.standard_error)});
   };
-  row("largest log-likelihood", r.raw);
-  row("largest log-likelihood a byte of the choice", r.normalised);
+  row("by log-likelihood", r.raw);
+  row("by log-likelihood a byte", r.normalised);
   return fmt::format("{}: {} questions\n\n", printable(name), r.n_questions) +
          t.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour);
 }

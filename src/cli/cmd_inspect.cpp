@@ -92,29 +92,10 @@ Json to_json(const Facts& f, const TensorFile& file, const Options& options) {
   return out;
 }
 
-// "label   text", the text kept on one line of the terminal.
+// "label   text"; what is too wide for the terminal goes on below the text.
 std::string fact(const Context& context, std::string_view label, std::string_view text) {
-  std::string line = fmt::format("{:<14}{}", label, printable(text));
-  while (!line.empty() && line.back() == ' ') line.pop_back();
-  return (context.out.is_terminal ? fit(line, context.out.width()) : line) + "\n";
-}
-
-// Prose: folded at the terminal's width.
-std::string folded(const Context& context, std::string_view text) {
-  if (!context.out.is_terminal) return "  " + std::string(text) + "\n";
-  int64_t width = context.out.width();
-  std::string out, line = " ";
-  for (size_t at = 0; at < text.size();) {
-    size_t end = std::min(text.find(' ', at), text.size());
-    std::string_view word = text.substr(at, end - at);
-    if (columns(line) > 1 && columns(line) + 1 + columns(word) > width) {
-      out += line + "\n";
-      line = "   ";
-    }
-    line += " " + fit(word, width - 5);
-    at = end + 1;
-  }
-  return out + line + "\n";
+  const int width = context.out.is_terminal ? context.out.width() : 0;
+  return wrapped(fmt::format("{:<14}", label), printable(text), width, width >= 40 ? 14 : 2);
 }
 
 std::string joined(const std::vector<std::pair<std::string, std::string>>& list) {
@@ -168,7 +149,7 @@ void show(Context& context, const Facts& f, const TensorFile& file, const Option
   if (!f.receipt.empty()) {
     text += "\nreceipt\n";
     for (const auto& [key, value] : f.receipt)
-      text += "  " + fit(printable(key + " = " + value), (width ? width : 200) - 2) + "\n";
+      text += wrapped("  ", printable(key + " = " + value), width, 4);
   }
   if (!f.wastes.empty()) {
     text += "\nwaste\n";

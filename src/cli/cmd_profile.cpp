@@ -26,17 +26,21 @@ int run(Context& context, const Options& options) {
   if (!options.imatrix.empty()) write_imatrix(options.imatrix, session.imatrix());
 
   Json places = Json::array();
-  Table table({{"place"},
-               {"measured/predicted", Table::Align::right},
-               {"about 8 bits", Table::Align::right},
-               {"about 4", Table::Align::right},
-               {"smallest", Table::Align::right}});
+  // On a narrow terminal a column less, and names without the ending that all of them have.
+  const int width = context.out.is_terminal ? context.out.width() : 0;
+  const bool narrow = width > 0 && width < 80;
+  std::vector<Table::Column> heads = {{"place"}, {"ratio", Table::Align::right}};
+  if (!narrow) heads.push_back({"about 8 bits", Table::Align::right});
+  heads.push_back({"about 4 bits", Table::Align::right});
+  heads.push_back({"smallest", Table::Align::right});
+  Table table(heads);
   for (size_t i = 0; i < problem.places.size(); ++i) {
     const Place& place = problem.places[i];
+    // A tensor that may serve as another too stands under both names.
+    const std::string& key = session.candidates().all[i].key;
     Json losses = Json::object();
     for (const Option& o : place.options) losses[std::string(name(o.dtype))] = o.loss;
-    places.push_back(
-        {{"place", place.name}, {"correction", session.corrections()[i]}, {"loss", losses}});
+    places.push_back({{"place", key}, {"correction", session.corrections()[i]}, {"loss", losses}});
     auto near = [&](double bits) {
       return *std::min_element(place.options.begin(), place.options.end(),
                                [&](const Option& a, const Option& b) {
@@ -48,8 +52,13 @@ int run(Context& context, const Options& options) {
       const Option o = near(bits);
       return fmt::format("{:.1e} {}", o.loss, name(o.dtype));
     };
-    table.row({printable(place.name), fmt::format("{:.2f}", session.corrections()[i]), cell(8.5),
-               cell(4.5), cell(0)});
+    std::string shown = printable(key);
+    if (narrow && shown.ends_with(".weight")) shown.resize(shown.size() - 7);
+    std::vector<std::string> row = {shown, fmt::format("{:.2f}", session.corrections()[i])};
+    if (!narrow) row.push_back(cell(8.5));
+    row.push_back(cell(4.5));
+    row.push_back(cell(0));
+    table.row(std::move(row));
   }
   if (context.json) {
     context.print_json({{"model_sha256", session.model_sha256()},
@@ -60,11 +69,14 @@ int run(Context& context, const Options& options) {
                         {"places", places}});
     return exit_done;
   }
-  context.print("Loss of each place alone, KL in nats a token, by format\n" +
-                table.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour));
-  context.print(fmt::format("\n{} tokens {}; kept in {}\n", grouped(session.profile().n_tokens),
-                            printable(session.calibration().name),
-                            printable(session.db_path().string())));
+  context.print(table.text(width, context.out.colour) + "\n");
+  context.print(folded(context,
+                       "KL of each place alone in nats a token, by format; ratio: measured over "
+                       "predicted, which the losses are corrected by already"));
+  context.print(folded(
+      context,
+      fmt::format("{} tokens {}; kept in {}", grouped(session.profile().n_tokens),
+                  printable(session.calibration().name), printable(session.db_path().string()))));
   return exit_done;
 }
 

@@ -58,6 +58,9 @@ class Context {
   std::unique_ptr<Runtime> runtime_;
 };
 
+// Prose for standard output: folded at the terminal's width, two columns in, a line of its own.
+std::string folded(const Context& context, std::string_view text);
+
 // A note where a context is longer than what the model was trained on.
 void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx);
 

@@ -44,6 +44,10 @@ void Context::note(std::string_view text) {
   if (!quiet) write_error(fmt::format("microtome: {}\n", text));
 }
 
+std::string folded(const Context& context, std::string_view text) {
+  return wrapped("  ", text, context.out.is_terminal ? context.out.width() : 0, 4);
+}
+
 void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx) {
   if (model.context_length > 0 && n_ctx > model.context_length)
     context.note(fmt::format(

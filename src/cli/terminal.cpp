@@ -67,6 +67,36 @@ std::string fit(std::string_view text, int64_t n) {
   return std::string(text.substr(0, end)) + "…";
 }
 
+std::string wrapped(std::string_view first, std::string_view text, int64_t width, int64_t indent) {
+  std::string out, line(first);
+  bool fresh = true;  // nothing but the indentation is on the line
+  auto next_line = [&] {
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+    line.assign(static_cast<size_t>(indent), ' ');
+    fresh = true;
+  };
+  while (!text.empty()) {
+    std::string_view word = text.substr(0, text.find(' '));
+    text.remove_prefix(std::min(text.size(), word.size() + 1));
+    if (width > 0 && !fresh && columns(line) + 1 + columns(word) > width) next_line();
+    if (!fresh) line += ' ';
+    fresh = false;
+    for (; width > 0 && columns(line) + columns(word) > width; fresh = false) {
+      size_t end = 0;
+      const int64_t room = std::max<int64_t>(1, width - columns(line));
+      for (int64_t kept = 0; end < word.size(); ++end)
+        if ((static_cast<unsigned char>(word[end]) & 0xc0) != 0x80 && kept++ == room) break;
+      line += word.substr(0, end);
+      word.remove_prefix(end);
+      next_line();
+    }
+    line += word;
+  }
+  line.erase(line.find_last_not_of(' ') + 1);
+  return out + line + "\n";
+}
+
 std::string printable(std::string_view text) {
   std::string out;
   while (!text.empty()) {

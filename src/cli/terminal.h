@@ -19,6 +19,10 @@ struct Terminal {
 int64_t columns(std::string_view text);
 // At most n columns; what is cut off shows as "…".
 std::string fit(std::string_view text, int64_t n);
+// `first` and the words of `text`, broken so that no line is wider than `width` (0: never); lines
+// after the first begin with `indent` spaces. A word too long for a line is broken within. Ends
+// with a newline.
+std::string wrapped(std::string_view first, std::string_view text, int64_t width, int64_t indent);
 // Text of a file for a terminal: control characters and invalid UTF-8 become visible escapes, so
 // that a name in a file cannot drive the terminal.
 std::string printable(std::string_view text);

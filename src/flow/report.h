@@ -25,6 +25,11 @@ struct Comparison {
   Estimate same_top;         // share 0..1
   Estimate dp_mean, dp_rms;  // change of the true token's probability, 0..1
   std::string path;          // "exact" or "fast"
+
+  // Fewer windows drawn again and again say little of the windows not seen: their intervals are
+  // too narrow, and are not shown.
+  static constexpr int64_t kLeastWindows = 5;
+  bool intervals_hold() const { return n_windows >= kLeastWindows; }
 };
 
 struct PlaceReport {
@@ -52,7 +57,7 @@ struct Report {
   int64_t n_weights = 0;                    // embedding and head included
   double source_bits = 0, output_bits = 0;  // true bits per weight
   double predicted_kl = 0;
-  double optimality_gap = 0;
+  double optimality_gap = 0;            // of the plan; negative: nothing was optimised
   std::vector<Comparison> comparisons;  // first: the proof
   std::vector<PlaceReport> places;
   std::vector<FrontierPoint> frontier;

@@ -147,25 +147,35 @@ void headline(Page& page, const Report& r) {
                                     ? 100.0 * (double(r.output_bytes) / double(r.source_bytes) - 1)
                                     : 0.0));
   page.fact("bits per weight", fmt::format("{:.3f} → {:.3f}", r.source_bits, r.output_bits));
-  page.fact("predicted KL", fmt::format("{} (optimal within {:.2g} %)",
-                                        readable_number(r.predicted_kl), 100 * r.optimality_gap));
+  const std::string optimal =
+      r.optimality_gap < 0    ? ""
+      : r.optimality_gap == 0 ? " (optimal)"
+                              : fmt::format(" (optimal within {:.2g} %)", 100 * r.optimality_gap);
+  page.fact("predicted KL", readable_number(r.predicted_kl) + optimal);
 }
 
 void comparison(Page& page, const Comparison& c) {
   page.title(fmt::format("measured on {}", clean(c.corpus)));
   page.fact("text", fmt::format("{} tokens scored, {} windows of {}, {} path", c.n_tokens,
                                 c.n_windows, c.n_ctx, c.path));
-  page.fact("perplexity",
-            readable_estimate(c.base_perplexity) + " → " + readable_estimate(c.perplexity));
-  page.fact("KL mean", readable_estimate(c.kl_mean) + " nats a token");
-  page.fact("KL median", readable_estimate(c.kl_median));
+  const auto estimate = [&](const Estimate& e) {
+    return c.intervals_hold() ? readable_estimate(e) : readable_number(e.value);
+  };
+  page.fact("intervals", c.intervals_hold() ? "95 %, by bootstrap over windows"
+                                            : fmt::format("none: they need {} windows",
+                                                          Comparison::kLeastWindows));
+  page.fact("perplexity", estimate(c.base_perplexity) + " → " + estimate(c.perplexity));
+  page.fact("KL mean", estimate(c.kl_mean) + " nats a token");
+  page.fact("KL median", estimate(c.kl_median));
   page.fact("KL 90 / 99 %",
             readable_number(c.kl_p90.value) + " / " + readable_number(c.kl_p99.value));
   page.fact("KL 99.9 %, max",
             readable_number(c.kl_p999.value) + ", " + readable_number(c.kl_max.value));
   page.fact("same top token",
-            fmt::format("{} [{}, {}]", readable_share(c.same_top.value),
-                        readable_share(c.same_top.low), readable_share(c.same_top.high)));
+            readable_share(c.same_top.value) +
+                (c.intervals_hold() ? fmt::format(" [{}, {}]", readable_share(c.same_top.low),
+                                                  readable_share(c.same_top.high))
+                                    : ""));
   page.fact("Δp mean, RMS",
             readable_share(c.dp_mean.value) + ", " + readable_share(c.dp_rms.value));
 }

@@ -217,6 +217,63 @@ TEST(Inspect, FitsTheTerminal) {
   }
 }
 
+// At 60 columns every table is there whole: nothing is cut off with an ellipsis.
+TEST(Program, TablesReadAt60Columns) {
+  TemporaryFile text(some_text(300));
+  auto folder = std::filesystem::temp_directory_path() / "mt-cli-60-columns";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  const std::string model = golden("tiny_gemma3.gguf");
+  const std::string small = (folder / "small.gguf").string();
+  const std::vector<std::string> little = {
+      "--windows", "4",    "--proof-windows",         "5", "--n-ctx", "32", "--measured",
+      "2",         "--db", (folder / "m.db").string()};
+  auto with = [&](std::vector<std::string> words) {
+    words.insert(words.end(), little.begin(), little.end());
+    return words;
+  };
+  ASSERT_EQ(run(with({"compress", model, "--bpw", "6", "-o", small})).code, 0);
+  const std::vector<std::vector<std::string>> shows = {
+      {"inspect", model, "--tensors"},
+      {"inspect", small},
+      with({"profile", model}),
+      with({"plan", model, "--frontier", "5"}),
+      {"eval", model, "--text", text.path(), "--n-ctx", "32", "--windows", "6"},
+      {"eval", small, "--against", model, "--text", text.path(), "--n-ctx", "32", "--windows",
+       "6"}};
+  for (auto words : shows) {
+    words.push_back("-q");  // no progress between the lines
+    Outcome r = run_in_terminal(words, 60);
+    EXPECT_EQ(r.code, 0) << words[0] << r.out;
+    EXPECT_EQ(r.out.find("…"), std::string::npos) << words[0] << "\n" << r.out;
+    for (const std::string& line : lines(r.out)) {
+      std::string plain;
+      for (size_t i = 0; i < line.size(); ++i)
+        if (line[i] == '\x1b')
+          i = std::min(line.find_first_of("mK", i), line.size());
+        else if (line[i] != '\r')
+          plain += line[i];
+      EXPECT_LE(cli::columns(plain), 60) << plain;
+    }
+  }
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Eval, FewWindowsGiveNoIntervals) {
+  TemporaryFile text(some_text(60));
+  for (const char* n : {"4", "5"}) {
+    const std::vector<std::string> words = {
+        "eval", golden("tiny_llama.gguf"), "--text", text.path(), "--n-ctx", "16", "--windows", n};
+    const bool few = *n == '4';
+    const std::string shown = run(words).out;
+    EXPECT_EQ(shown.find("no intervals: they need 5 windows") != std::string::npos, few) << shown;
+    EXPECT_EQ(shown.find(" .. ") == std::string::npos, few) << shown;
+    auto as_json = words;
+    as_json.push_back("--json");
+    EXPECT_EQ(json::parse(run(as_json).out)["intervals_hold"], !few);
+  }
+}
+
 TEST(Eval, ComparesAndChecksTheBound) {
   TemporaryFile text(some_text(60));
   std::vector<std::string> arguments = {"eval",      golden("tiny_llama_b.gguf"),

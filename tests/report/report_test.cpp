@@ -115,6 +115,31 @@ TEST(Terminal, WideEnoughShowsNamesWhole) {
   EXPECT_NE(coloured.find("\x1b[1m"), std::string::npos);
 }
 
+TEST(Terminal, FewWindowsGiveNoIntervals) {
+  Report report = sample_report(1);
+  for (int64_t n : {4, 5}) {
+    report.comparisons[0].n_windows = n;
+    const std::string text = terminal_report(report, {.width = 80, .colour = false});
+    EXPECT_EQ(text.find("0.04470 [0.04280, 0.04660]") != std::string::npos, n == 5) << text;
+    EXPECT_EQ(text.find(" %]") == std::string::npos, n == 4) << text;
+    EXPECT_EQ(text.find("none: they need 5 windows") != std::string::npos, n == 4) << text;
+  }
+}
+
+TEST(Terminal, WhatWasNotOptimisedIsNotCalledOptimal) {
+  Report report = sample_report(1);
+  const std::pair<double, const char*> cases[] = {
+      {3.2e-6, "(optimal within 0.00032 %)"}, {0, "(optimal)"}, {-1, ""}};
+  for (const auto& [gap, said] : cases) {
+    report.optimality_gap = gap;
+    const std::string text = terminal_report(report, {.width = 80, .colour = false});
+    if (*said)
+      EXPECT_NE(text.find(said), std::string::npos) << text;
+    else
+      EXPECT_EQ(text.find("optimal"), std::string::npos) << text;
+  }
+}
+
 TEST(Terminal, LargestLossesFirst) {
   Report report = sample_report(2);
   for (auto& p : report.places) p.predicted_kl = 0.001, p.measured_kl = -1;

@@ -43,8 +43,12 @@
     const value = at(path);
     return make('span', {'data-path': path, 'data-value': JSON.stringify(value), title: String(value), text: format(value)});
   }
+  // Of a comparison: with fewer windows its intervals are too narrow to be shown.
+  const leastWindows = 5;
+  const holds = c => c.n_windows >= leastWindows;
   function interval(path, format = number) {
     const e = at(path);
+    if (!holds(at(path.replace(/\/[^/]*$/, '')))) return make('span');
     if (!finite(e.low) || !finite(e.high) || (e.low === 0 && e.high === 0)) return make('span');
     return make('span', {class: 'interval'}, '95 %: ', shown(path + '/low', format), ' – ',
       shown(path + '/high', format));
@@ -83,7 +87,9 @@
           make('br'), interval(c + '/perplexity')));
     }
     tiles.append(tile('Predicted KL', [shown('/predicted_kl'), make('small', {text: ' nats'})],
-      'plan optimal within ', shown('/optimality_gap', x => finite(x) ? +(100 * x).toPrecision(2) + ' %' : '–')));
+      ...(report.optimality_gap > 0
+        ? ['plan optimal within ', shown('/optimality_gap', x => +(100 * x).toPrecision(2) + ' %')]
+        : [report.optimality_gap === 0 ? 'plan optimal' : 'one format for all, not optimised'])));
     page.append(tiles);
   }
 
@@ -108,7 +114,7 @@
       make('th', {class: 'text', text: 'measure'}), make('th', {text: 'value'}), make('th', {text: 'interval'}))), body);
     const lead = `Both models side by side on ${c.corpus}: ${count(c.n_tokens)} tokens scored in ` +
       `${count(c.n_windows)} windows of ${count(c.n_ctx)}, ${c.path} path. KL in nats a token; ` +
-      'intervals by bootstrap over windows.';
+      (holds(c) ? 'intervals by bootstrap over windows.' : `intervals need ${leastWindows} windows.`);
     page.append(section(i === 0 ? 'The proof' : 'Also measured', lead, make('div', {class: 'scroll'}, table)));
   }
 
@@ -150,7 +156,7 @@
     const whiskers = {
       id: 'whiskers',
       afterDatasetsDraw(c) {
-        if (!proved || !(proved.low > 0) || !(proved.high > 0)) return;
+        if (!proved || !holds(report.comparisons[0]) || !(proved.low > 0) || !(proved.high > 0)) return;
         const x = c.scales.x.getPixelForValue(report.output_bytes), g = c.ctx;
         const top = c.scales.y.getPixelForValue(proved.high), bottom = c.scales.y.getPixelForValue(proved.low);
         g.save();
@@ -176,7 +182,7 @@
           legend: {labels: {color: ink, usePointStyle: true, boxWidth: 9, padding: 14, sort: (a, b) => a.datasetIndex - b.datasetIndex}},
           tooltip: {callbacks: {label: i => {
             const d = i.raw;
-            const e = d.e ? ` [${number(d.e.low)}, ${number(d.e.high)}]` : '';
+            const e = d.e && holds(report.comparisons[0]) ? ` [${number(d.e.low)}, ${number(d.e.high)}]` : '';
             const b = d.p ? `, ${bits(d.p.bits_per_weight)} bits per weight` : '';
             return `${bytes(d.x)}${b}: KL ${number(d.y)}${e}`;
           }}}}}});
