@@ -64,6 +64,7 @@ Json to_json(const QaResult& r) {
     return Json{{"value", a.value}, {"standard_error", a.standard_error}};
   };
   return {{"questions", r.n_questions},
+          {"shortened", r.n_shortened},
           {"accuracy", one(r.raw)},
           {"accuracy_per_byte", one(r.normalised)}};
 }
@@ -218,6 +219,11 @@ int run(Context& context, const Options& options) {
       questions.resize(static_cast<size_t>(options.limit));
     QaResult r = answer_questions(context.runtime(), model, *tokenizer, questions,
                                   {.path = path, .separator = unescape(options.separator)});
+    if (r.n_shortened > 0)
+      context.note(
+          fmt::format("{} of {} questions are longer than the model's context of {} tokens and "
+                      "lost their beginning",
+                      r.n_shortened, r.n_questions, model.context_length));
     out["qa"] = to_json(r);
     out["qa"]["file"] = options.qa;
     text += (text.empty() ? "" : "\n") + table(context, r, options.qa);

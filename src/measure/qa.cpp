@@ -14,10 +14,13 @@ namespace {
 struct Encoded {
   std::vector<std::vector<int32_t>> ids;  // query and choice
   size_t n_context = 0;                   // ids of the query
+  bool shortened = false;                 // the query lost its beginning
   size_t n_shared = 0;  // ids that run once; at least one id of every list comes after them
 };
 
-Encoded encode(const Question& question, const Tokenizer& tokenizer, const std::string& separator) {
+// number: of the question, for messages. n_ctx: tokens that may run; 0: any number.
+Encoded encode(const Question& question, int64_t number, const Tokenizer& tokenizer,
+               const std::string& separator, int64_t n_ctx) {
   std::string context = question.query + separator;
   size_t end = context.find_last_not_of(" \t");
   std::string blanks = end == std::string::npos ? context : context.substr(end + 1);
@@ -30,14 +33,31 @@ Encoded encode(const Question& question, const Tokenizer& tokenizer, const std::
     return ids;
   };
   Encoded out;
-  const std::vector<int32_t> context_ids = ids_of(context);
-  out.n_context = context_ids.size();
-  size_t shared = context_ids.size();
+  std::vector<int32_t> context_ids = ids_of(context);
+  size_t longest = 0;
   for (const std::string& choice : question.choices) {
     out.ids.push_back(ids_of(context + blanks + choice));
-    const auto& ids = out.ids.back();
+    longest = std::max(longest, out.ids.back().size());
+  }
+  // The last id of a choice does not run.
+  if (n_ctx > 0 && longest > static_cast<size_t>(n_ctx) + 1) {
+    const auto excess = static_cast<std::ptrdiff_t>(longest - static_cast<size_t>(n_ctx) - 1);
+    const auto bos = std::ssize(start);
+    if (std::ssize(context_ids) <= bos + excess)
+      throw_error("question {}: its longest choice has {} tokens, the context holds {}", number,
+                  longest - context_ids.size(), n_ctx);
+    auto shorten = [&](std::vector<int32_t>& ids) {
+      ids.erase(ids.begin() + bos, ids.begin() + bos + excess);
+    };
+    shorten(context_ids);
+    for (auto& ids : out.ids) shorten(ids);
+    out.shortened = true;
+  }
+  out.n_context = context_ids.size();
+  size_t shared = context_ids.size();
+  for (const auto& ids : out.ids) {
     if (ids.size() < 2)
-      throw_error("the question '{}' has too few tokens before its choices", question.query);
+      throw_error("question {}: it has too few tokens before its choices", number);
     auto differ = std::mismatch(ids.begin(), ids.end(), context_ids.begin(), context_ids.end());
     shared = std::min(shared, static_cast<size_t>(differ.first - ids.begin()));
     // An empty choice, or one that merged with the query's last token, still scores one token.
@@ -148,7 +168,10 @@ QaResult answer_questions(const Runtime& rt, const Model& model, const Tokenizer
     std::vector<Encoded> batch;
     std::vector<std::vector<double>> scores;
     for (size_t i = begin; i < end; ++i) {
-      batch.push_back(encode(questions[i], tokenizer, options.separator));
+      batch.push_back(encode(questions[i], static_cast<int64_t>(i) + 1, tokenizer,
+                             options.separator,
+                             options.n_ctx > 0 ? options.n_ctx : model.context_length));
+      out.n_shortened += batch.back().shortened;
       scores.emplace_back(questions[i].choices.size());
     }
     scorer.score(batch, scores);
