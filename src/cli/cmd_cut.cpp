@@ -1,7 +1,10 @@
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/session_options.h"
 #include "file/model_hash.h"
+#include "report/format.h"
 
 namespace mt::cli {
 namespace {
@@ -22,11 +25,23 @@ int run(Context& context, const Options& options) {
                   {"--db", db_name(settings)}});
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
+  for (const Decision& d : plan.decisions)  // those that an edit may have brought in
+    if (std::find(settings.types.begin(), settings.types.end(), d.chosen.dtype) ==
+        settings.types.end())
+      settings.types.push_back(d.chosen.dtype);
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model(), settings.n_ctx);
   if (!plan.model_sha256.empty() && plan.model_sha256 != session.model_sha256())
     throw_error("{}: made for another model: expected SHA-256 {}, {} has {}", options.plan.string(),
                 plan.model_sha256, settings.model.string(), session.model_sha256());
+  std::optional<int64_t> edited;
+  if (settings.imatrix.empty()) {
+    edited = session.predict_again(plan);
+    if (!edited)
+      context.note(
+          "there are no predictions in the database: the plan's own stand in the receipt, made "
+          "again or not where it was edited");
+  }
   Model cut = session.cut(plan);
   std::optional<Comparison> proof;
   if (!options.no_proof) proof = session.prove(plan, cut);
@@ -36,7 +51,9 @@ int run(Context& context, const Options& options) {
   if (context.json) {
     Json result = {{"output", options.output.string()},
                    {"bytes", bytes},
-                   {"sha256", mt::model_sha256(options.output)}};
+                   {"sha256", mt::model_sha256(options.output)},
+                   {"predicted_kl", plan.predicted_kl}};
+    if (edited) result["places_predicted_again"] = *edited;
     if (proof)
       result["measured"] = {{"kl_mean", proof->kl_mean.value},
                             {"kl_low", proof->kl_mean.low},
@@ -46,6 +63,10 @@ int run(Context& context, const Options& options) {
     return exit_done;
   }
   context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
+  if (edited.value_or(0) > 0)
+    context.print(fmt::format("{} {} not in the format planned: predicted again, KL {}\n", *edited,
+                              *edited == 1 ? "place is" : "places are",
+                              readable_number(plan.predicted_kl)));
   if (proof)
     context.print(fmt::format(
         "mean KL {:.4f}{} nats a token; same top token {:.1f} %\n", proof->kl_mean.value,

@@ -383,6 +383,46 @@ Plan Session::plan(const Goal& goal, double correction) {
   return plan;
 }
 
+std::string Session::key_of(const Plan& plan, const std::string& tensor) const {
+  return plan.head == HeadPlan::tied && tensor == model_->embedding.name
+             ? tensor + " as " + plan.tied_source
+             : tensor;
+}
+
+std::optional<int64_t> Session::predict_again(Plan& plan) {
+  calibration();
+  if (db_->rows("predicted_kl").empty()) return std::nullopt;
+  const Problem& p = problem();
+  double before = 0, after = 0;
+  int64_t n = 0;
+  for (Decision& d : plan.decisions) {
+    const auto c = std::find_if(
+        candidates_->all.begin(), candidates_->all.end(),
+        [&](const Candidate& candidate) { return candidate.key == key_of(plan, d.place); });
+    if (c == candidates_->all.end())
+      throw_error("the plan names '{}', which {} does not have", d.place, settings_.model.string());
+    const Place& place = p.places[static_cast<size_t>(c - candidates_->all.begin())];
+    if (d.chosen.keep && d.chosen.dtype != c->source.dtype)
+      throw_error("the plan keeps '{}' as {}: it is {}; leave out \"keep\" to write it as {}",
+                  d.place, name(d.chosen.dtype), name(c->source.dtype), name(d.chosen.dtype));
+    const auto option = std::find_if(place.options.begin(), place.options.end(),
+                                     [&](const Option& o) { return o.dtype == d.chosen.dtype; });
+    before += d.chosen.loss;
+    if (option != place.options.end() &&
+        (option->bytes != d.chosen.bytes || option->loss != d.chosen.loss)) {
+      d = decide(place, *option);
+      ++n;
+    }
+    after += d.chosen.loss;
+  }
+  if (n == 0) return 0;
+  // A plan for a KL carries what was measured of it in its total.
+  plan.predicted_kl = before > 0 ? plan.predicted_kl * after / before : after;
+  plan.optimality_gap = -1;
+  plan.predicted_bytes = exact_bytes(plan);
+  return n;
+}
+
 Model Session::cut(const Plan& plan) {
   if (!settings_.imatrix.empty()) {
     const Imatrix m = read_imatrix(settings_.imatrix);
@@ -399,27 +439,22 @@ Model Session::cut(const Plan& plan) {
     });
   }
   const auto candidates = find_candidates(*model_, settings_.types, &profile());
-  auto key_of = [&](const std::string& tensor) {
-    return plan.head == HeadPlan::tied && tensor == model_->embedding.name
-               ? tensor + " as " + plan.tied_source
-               : tensor;
-  };
   Plan missing = plan;
   for (Decision& d : missing.decisions) {
-    const auto known = cut_.find(key_of(d.place));
+    const auto known = cut_.find(key_of(plan, d.place));
     if (known != cut_.end() && known->second.dtype == d.chosen.dtype) d.chosen.keep = true;
   }
   Model cut = cut_model(rt_, *model_, missing, [&](const std::string& tensor) -> RowWeights {
     for (const Candidate& c : candidates.all)
-      if (c.key == key_of(tensor)) return c.weights;
+      if (c.key == key_of(plan, tensor)) return c.weights;
     throw_error("'{}' is no place of {}", tensor, settings_.model.string());
   });
   std::map<std::string, Weight> made;
   for (LinearMap* map : linear_maps(cut))
     for (size_t i = 0; i < plan.decisions.size(); ++i) {
       if (plan.decisions[i].place != map->name || plan.decisions[i].chosen.keep) continue;
-      if (missing.decisions[i].chosen.keep) map->weight = cut_.at(key_of(map->name));
-      made.emplace(key_of(map->name), map->weight);
+      if (missing.decisions[i].chosen.keep) map->weight = cut_.at(key_of(plan, map->name));
+      made.emplace(key_of(plan, map->name), map->weight);
     }
   cut_ = std::move(made);
   return cut;

@@ -387,6 +387,16 @@ std::vector<Solution> frontier(const Problem& problem, int n, const SolveSetting
   return points;
 }
 
+Decision decide(const Place& place, const Option& chosen) {
+  Decision decision{place.name, chosen, {}, {}};
+  for (const int o : own_curve(place)) {
+    const Option& option = place.options[o];
+    if (option.bytes < chosen.bytes) decision.cheaper = option;
+    if (option.bytes > chosen.bytes && !decision.dearer) decision.dearer = option;
+  }
+  return decision;
+}
+
 Plan to_plan(const Problem& problem, const Solution& solution) {
   Plan plan;
   plan.fixed_bytes = problem.fixed_bytes;
@@ -403,13 +413,7 @@ Plan to_plan(const Problem& problem, const Solution& solution) {
     const Place& place = problem.places[p];
     if (!names.insert(place.name).second)
       throw_error("plan: two places in use are named '{}'", place.name);
-    Decision decision{place.name, place.options[solution.option[p]], {}, {}};
-    for (const int o : own_curve(place)) {
-      const Option& option = place.options[o];
-      if (option.bytes < decision.chosen.bytes) decision.cheaper = option;
-      if (option.bytes > decision.chosen.bytes && !decision.dearer) decision.dearer = option;
-    }
-    plan.decisions.push_back(std::move(decision));
+    plan.decisions.push_back(decide(place, place.options[solution.option[p]]));
   }
   return plan;
 }

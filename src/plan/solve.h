@@ -79,6 +79,9 @@ Solution uniform(const Problem& problem, Dtype dtype, const SolveSettings& setti
 std::vector<Solution> frontier(const Problem& problem, int n, const SolveSettings& settings = {},
                                int64_t most = std::numeric_limits<int64_t>::max());
 
+// A decision for one of the place's options, with its neighbours on the place's own curve.
+Decision decide(const Place& place, const Option& chosen);
+
 // Decisions with their neighbours on each place's own curve, and the predicted totals. What the
 // problem does not know (model, goal, head) is left to the caller. Throws Error where two places
 // in use have one name.

@@ -295,6 +295,33 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   ASSERT_EQ(r.code, 0) << r.err;
   EXPECT_EQ(name(read_gguf(folder / "out.gguf").find_tensor(place)->dtype),
             first.at("dtype").get<std::string>());
+  // It was predicted again, from the measurements: what a plan of this format alone would lose.
+  EXPECT_SAYS(r.out, "1 place is not in the format planned: predicted again");
+  const auto predicted = [&] {
+    return read_gguf(folder / "out.gguf").get_float("microtome.kl.predicted");
+  };
+  const json uniform = [&] {
+    const auto all =
+        run_program(small({"plan", model, "--type", first.at("dtype").get<std::string>()}));
+    EXPECT_EQ(all.code, 0) << all.err;
+    return json::parse(all.out);
+  }();
+  double expected =
+      plan.at("predicted_kl").get<double>() - plan.at("places").at(2).at("loss").get<double>();
+  for (const json& other : uniform.at("places"))
+    if (other.at("place") == place) expected += other.at("loss").get<double>();
+  EXPECT_NEAR(predicted().value_or(0), expected, 1e-9);
+  EXPECT_NE(expected, plan.at("predicted_kl").get<double>());
+  // Without measurements that is not possible, and it is said.
+  r = cut(edited, {"--db", folder / "empty.db", "--no-proof"});
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_SAYS(r.err, "no predictions in the database");
+  EXPECT_EQ(predicted(), plan.at("predicted_kl").get<double>());
+  // What is kept cannot change its format.
+  edited.at("places").at(2)["keep"] = true;
+  r = cut(edited);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "leave out \"keep\"");
   // A cut of the same plan is the same file as compress makes of it.
   r = cut(plan);
   ASSERT_EQ(r.code, 0) << r.err;
