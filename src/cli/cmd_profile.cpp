@@ -39,8 +39,13 @@ int run(Context& context, const Options& options) {
     // A tensor that may serve as another too stands under both names.
     const std::string& key = session.candidates().all[i].key;
     Json losses = Json::object();
-    for (const Option& o : place.options) losses[std::string(name(o.dtype))] = o.loss;
-    places.push_back({{"place", key}, {"correction", session.corrections()[i]}, {"loss", losses}});
+    Json corrections = Json::object();
+    for (size_t o = 0; o < place.options.size(); ++o) {
+      const std::string dtype(name(place.options[o].dtype));
+      losses[dtype] = place.options[o].loss;
+      if (o > 0) corrections[dtype] = session.corrections()[i][o];
+    }
+    places.push_back({{"place", key}, {"correction", corrections}, {"loss", losses}});
     auto near = [&](double bits) {
       return *std::min_element(place.options.begin(), place.options.end(),
                                [&](const Option& a, const Option& b) {
@@ -54,7 +59,7 @@ int run(Context& context, const Options& options) {
     };
     std::string shown = printable(key);
     if (narrow && shown.ends_with(".weight")) shown.resize(shown.size() - 7);
-    std::vector<std::string> row = {shown, fmt::format("{:.2f}", session.corrections()[i])};
+    std::vector<std::string> row = {shown, fmt::format("{:.2f}", session.corrections()[i][0])};
     if (!narrow) row.push_back(cell(8.5));
     row.push_back(cell(4.5));
     row.push_back(cell(0));

@@ -26,12 +26,23 @@ TensorRole role_of(const std::string& tensor) {
 
 namespace {
 
-// The option nearest to four bits that costs something; nothing where all are free.
-std::optional<size_t> about_four_bits(const Candidate& c, const std::vector<double>& losses) {
+// Formats of fewer bits err in larger steps, where the loss is no longer a quadratic.
+constexpr double kLowBits = 3.0;
+// Nats a token that the prediction for an embedding or a head may say before it is checked.
+constexpr double kMuch = 0.02;
+bool is_low(Dtype dtype) {
+  return info(dtype).bits_per_weight() < kLowBits;
+}
+
+// The option nearest to so many bits, on its side of kLowBits, that costs something.
+std::optional<size_t> nearest_option(const Candidate& c, const std::vector<double>& losses,
+                                     bool low) {
   std::optional<size_t> best;
   for (size_t o = 1; o < c.dtypes.size(); ++o) {
-    if (!(losses[o] > 0)) continue;
-    auto distance = [&](size_t i) { return std::fabs(info(c.dtypes[i]).bits_per_weight() - 4.4); };
+    if (!(losses[o] > 0) || is_low(c.dtypes[o]) != low) continue;
+    auto distance = [&](size_t i) {
+      return std::fabs(info(c.dtypes[i]).bits_per_weight() - (low ? 2.4 : 4.4));
+    };
     if (!best || distance(o) < distance(*best)) best = o;
   }
   return best;
@@ -61,50 +72,78 @@ std::vector<size_t> choose(const Candidates& candidates, int64_t n) {
 
 }  // namespace
 
-std::vector<double> measure_corrections(const Runtime& rt, const Model& model,
-                                        const Windows& windows, const Candidates& candidates,
-                                        const std::vector<std::vector<double>>& losses,
-                                        int64_t n_measured, Measurements& db) {
-  std::vector<double> correction(candidates.all.size(), 1.0);
+std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,
+                                                     const Windows& windows,
+                                                     const Candidates& candidates,
+                                                     const std::vector<std::vector<double>>& losses,
+                                                     int64_t n_measured, Measurements& db) {
+  const size_t n = candidates.all.size();
+  std::vector<std::vector<double>> correction;
+  for (const auto& of_candidate : losses) correction.emplace_back(of_candidate.size(), 1.0);
   if (n_measured <= 0) return correction;
-  std::vector<std::optional<double>> ratio(candidates.all.size());
-  const auto chosen = choose(candidates, n_measured);
-  std::unique_ptr<PlaceLoss> place_loss;
-  Progress progress("measuring places", chosen.size());
-  for (size_t i : chosen) {
+
+  std::vector<std::pair<size_t, size_t>> work;  // candidate, option
+  for (size_t i : choose(candidates, n_measured)) {
     const Candidate& c = candidates.all[i];
-    if (auto o = about_four_bits(c, losses[i])) {
-      const std::string setting(name(c.dtypes[*o]));
-      auto measured = db.value(c.key, "measured_kl", setting);
-      if (!measured || !std::isfinite(*measured)) {
-        if (!place_loss) place_loss = std::make_unique<PlaceLoss>(rt, model, windows);
-        measured =
-            place_loss->measure(c.tensor, encode_weight(rt, c.source, c.dtypes[*o], c.weights));
-        db.put(c.key, "measured_kl", setting, *measured);
-      }
-      // Below this, rounding of f32 sums shows as much as the cut.
-      if (*measured > 1e-6) ratio[i] = *measured / losses[i][*o];
+    if (role_of(c.tensor).layer < 0) {  // much hangs on it: every format that costs much
+      for (size_t o = 1; o < c.dtypes.size(); ++o)
+        if (losses[i][o] > kMuch || nearest_option(c, losses[i], false) == o)
+          work.push_back({i, o});
+    } else if (auto o = nearest_option(c, losses[i], false)) {
+      work.push_back({i, *o});
+    }
+  }
+  for (size_t i : choose(candidates, n_measured / 2))
+    if (role_of(candidates.all[i].tensor).layer >= 0)
+      if (auto o = nearest_option(candidates.all[i], losses[i], true)) work.push_back({i, *o});
+
+  // Measured over predicted: of every option, and one for each candidate on either side.
+  std::vector<std::map<size_t, double>> exact(n);
+  std::vector<std::optional<double>> ratio[2] = {std::vector<std::optional<double>>(n),
+                                                 std::vector<std::optional<double>>(n)};
+  std::unique_ptr<PlaceLoss> place_loss;
+  Progress progress("measuring places", work.size());
+  for (const auto& [i, o] : work) {
+    const Candidate& c = candidates.all[i];
+    const std::string setting(name(c.dtypes[o]));
+    auto measured = db.value(c.key, "measured_kl", setting);
+    if (!measured || !std::isfinite(*measured)) {
+      if (!place_loss) place_loss = std::make_unique<PlaceLoss>(rt, model, windows);
+      measured = place_loss->measure(c.tensor, encode_weight(rt, c.source, c.dtypes[o], c.weights));
+      db.put(c.key, "measured_kl", setting, *measured);
+    }
+    // Below this, rounding of f32 sums shows as much as the cut.
+    if (*measured > 1e-6) {
+      exact[i][o] = *measured / losses[i][o];
+      const bool low = is_low(c.dtypes[o]);
+      if (nearest_option(c, losses[i], low) == o) ratio[low][i] = exact[i][o];
     }
     progress.advance();
   }
 
-  for (size_t i = 0; i < candidates.all.size(); ++i) {
-    if (ratio[i]) {
-      correction[i] = *ratio[i];
-      continue;
+  for (const bool low : {false, true})
+    for (size_t i = 0; i < n; ++i) {
+      const Candidate& c = candidates.all[i];
+      double found = ratio[low][i].value_or(0);
+      if (!ratio[low][i]) {
+        const TensorRole here = role_of(c.tensor);
+        double sum = 0, weight = 0;
+        for (size_t j = 0; j < n; ++j) {
+          if (!ratio[low][j]) continue;
+          const TensorRole there = role_of(candidates.all[j].tensor);
+          if (there.role != here.role) continue;
+          const double w = 1.0 / (1.0 + std::fabs(double(here.layer - there.layer)));
+          sum += w * std::log(*ratio[low][j]);
+          weight += w;
+        }
+        found = weight > 0 ? std::exp(sum / weight) : low ? correction[i][0] : 1.0;
+      }
+      // The first option costs nothing; it carries what holds for the dearer ones.
+      if (!low) correction[i][0] = found;
+      for (size_t o = 1; o < c.dtypes.size(); ++o)
+        if (is_low(c.dtypes[o]) == low)
+          correction[i][o] = exact[i].contains(o) ? exact[i][o] : found;
     }
-    const TensorRole here = role_of(candidates.all[i].tensor);
-    double sum = 0, weight = 0;
-    for (size_t j = 0; j < ratio.size(); ++j) {
-      if (!ratio[j]) continue;
-      const TensorRole there = role_of(candidates.all[j].tensor);
-      if (there.role != here.role) continue;
-      const double w = 1.0 / (1.0 + std::fabs(double(here.layer - there.layer)));
-      sum += w * std::log(*ratio[j]);
-      weight += w;
-    }
-    if (weight > 0) correction[i] = std::exp(sum / weight);
-  }
   return correction;
 }
 

@@ -14,15 +14,17 @@ struct TensorRole {
 };
 TensorRole role_of(const std::string& tensor);
 
-// Measured over predicted KL of every candidate. The prediction is doubtful where tokens act
-// together (queries and keys) and where much hangs on one tensor (embedding, head): so `n_measured`
-// candidates are cut alone to about four bits and measured on `windows`, the embedding and the
-// head first, then every role in layers evenly apart. The others take the geometric mean of their
-// role's measured ratios, near layers counting more. Kept in the selected run of `db`, place by
-// place, as "measured_kl"; a killed run goes on. `losses` are the predictions.
-std::vector<double> measure_corrections(const Runtime& rt, const Model& model,
-                                        const Windows& windows, const Candidates& candidates,
-                                        const std::vector<std::vector<double>>& losses,
-                                        int64_t n_measured, Measurements& db);
+// Measured over predicted KL of every candidate and option. The prediction is doubtful where tokens
+// act together (queries and keys), where much hangs on one tensor (embedding, head) and below three
+// bits: so `n_measured` candidates are cut alone to about four bits and measured on `windows`, half
+// as many to about two, the embedding and the head to every format that costs much. The layers
+// measured lie evenly apart; the others take the geometric mean of their role's measured ratios,
+// near layers counting more. Kept in the selected run of `db`, place by place, as "measured_kl"; a
+// killed run goes on. `losses` are the predictions. The first option's is that of about four bits.
+std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,
+                                                     const Windows& windows,
+                                                     const Candidates& candidates,
+                                                     const std::vector<std::vector<double>>& losses,
+                                                     int64_t n_measured, Measurements& db);
 
 }  // namespace mt

@@ -256,7 +256,7 @@ const Problem& Session::problem() {
           {.dtype = c.dtypes[o],
            .keep = o == 0,
            .bytes = padded(c.source.rows * row_bytes(c.dtypes[o], c.source.cols)),
-           .loss = losses_[i][o] * correction_[i]});
+           .loss = losses_[i][o] * correction_[i][o]});
     p.places.push_back(std::move(place));
   }
   for (const LinearMap* map : linear_maps(*model_)) place_bytes += padded(map->weight.bytes());

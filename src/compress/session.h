@@ -72,7 +72,7 @@ class Session {
   // What the problem's places are of, one by one.
   const Candidates& candidates() const { return *candidates_; }
   // Measured over predicted, place by place of the problem.
-  const std::vector<double>& corrections() const { return correction_; }
+  const std::vector<std::vector<double>>& corrections() const { return correction_; }
   std::vector<FrontierPoint> frontier(int points);
   // The input moments in the form that llama.cpp's quantizer reads.
   Imatrix imatrix();
@@ -124,8 +124,8 @@ class Session {
   std::optional<Calibration> calibration_;
   std::optional<Profile> profile_;
   std::optional<Candidates> candidates_;
-  std::vector<std::vector<double>> losses_;  // [candidate][dtype], as predicted
-  std::vector<double> correction_;           // [candidate], measured over predicted
+  std::vector<std::vector<double>> losses_;      // [candidate][dtype], as predicted
+  std::vector<std::vector<double>> correction_;  // [candidate][dtype], measured over predicted
   std::optional<Problem> problem_;
   std::map<std::string, Weight> cut_;                         // of the last cut, by candidate
   std::map<std::string, std::pair<double, double>> refined_;  // by plan: loss at first and at last

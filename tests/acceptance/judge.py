@@ -40,21 +40,25 @@ class Tally:
         self.by_window = []
 
     def add(self, logits, base, wanted):
-        """logits, base [n, n_vocab] (base may be None), wanted [n] the tokens that follow"""
+        """logits [n, n_vocab]; base: what the original's add gave, or None; wanted [n] the tokens
+        that follow. Returns the log-probabilities in f32."""
         start = len(self.kl)
+        kept = np.empty(logits.shape, np.float32)
         for i in range(0, len(logits), 16):  # few rows at a time: float64 copies are large
             p = log_softmax(logits[i:i + 16])
+            kept[i:i + 16] = p
             rows = np.arange(len(p))
             true = wanted[i:i + 16]
             self.nll.extend(-p[rows, true])
             if base is None:
                 continue
-            q = log_softmax(base[i:i + 16])
+            q = base[i:i + 16].astype(np.float64)
             self.kl.extend((np.exp(q) * (q - p)).sum(-1))
             self.same.extend(q.argmax(-1) == p.argmax(-1))
             self.dp.extend(np.exp(p[rows, true]) - np.exp(q[rows, true]))
         if base is not None:
             self.by_window.append(float(np.mean(self.kl[start:])))
+        return kept
 
     def result(self):
         nll = np.array(self.nll)
@@ -99,9 +103,9 @@ def judge(files, text, base=None, n_windows=0, n_ctx=512, engine="upstream", n_t
             original = None
             for e, tally in zip(engines, tallies):
                 scores = e.logits(ids, first)[:-1]
-                tally.add(scores, original, ids[first + 1:])
+                kept = tally.add(scores, original, ids[first + 1:])
                 if base and original is None:
-                    original = scores
+                    original = kept
             progress(i + 1, len(rows), time.time() - started)
         return {"engine": make.version(), "n_ctx": n_ctx, "windows": len(rows),
                 "seconds": round(time.time() - started, 1),
