@@ -39,11 +39,14 @@ std::vector<std::vector<int32_t>> sample_self_text(const Runtime& rt, const Mode
     return int32_t{0};
   };
 
+  // A random token of a large vocabulary is of a random language; after BOS the model chooses its
+  // own, as often as it has read them.
+  const bool starts_by_itself = tokenizer.adds_bos() && tokenizer.bos() >= 0;
   std::vector<std::vector<int32_t>> text(static_cast<size_t>(n));
   for (int64_t s = 0; s < n; ++s) {
     auto& tokens = text[static_cast<size_t>(s)];
-    if (tokenizer.adds_bos() && tokenizer.bos() >= 0) tokens.push_back(tokenizer.bos());
-    tokens.push_back(random_start(static_cast<uint64_t>(first + s), 0));
+    tokens.push_back(starts_by_itself ? tokenizer.bos()
+                                      : random_start(static_cast<uint64_t>(first + s), 0));
   }
   KvCache cache(model, n, settings.n_tokens);
   MatrixBuffer logit_rows(n, model.n_vocab), last(n, model.d_model);

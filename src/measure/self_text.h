@@ -14,8 +14,8 @@ struct SelfTextSettings {
 
 // Text that the model writes itself, for calibration where the user gives none: `n` sequences,
 // numbers first .. first+n-1, sampled side by side at temperature 1. Each starts with BOS where
-// the model asks for one, then a random ordinary token (after LLM-QAT, Liu et al. 2023). A
-// sequence that ends goes on with another random token.
+// the model asks for one, else with a random ordinary token (after LLM-QAT, Liu et al. 2023). A
+// sequence that ends goes on with a random token.
 std::vector<std::vector<int32_t>> sample_self_text(const Runtime& rt, const Model& model,
                                                    const Tokenizer& tokenizer,
                                                    const SelfTextSettings& settings, int64_t first,
