@@ -53,7 +53,6 @@ class Refinement {
     const ConstMatrix target = hidden_.contains(window) ? hidden_.at(window) : fresh;
     const int64_t n = std::ssize(tokens);
     std::vector<double> losses(tokens.size());
-    MatrixBuffer expected;
     BackwardTaps taps;
     taps.map = taps.head = [&](const LinearMap& map, ConstMatrix x, ConstMatrix dy) {
       if (const auto it = weights_.find(map.name); it != weights_.end())
@@ -73,15 +72,15 @@ class Refinement {
     backward(
         rt_, cut_, tokens,
         [&](int64_t first, ConstMatrix, Matrix l) {
-          if (expected.rows() < l.rows) expected = MatrixBuffer(l.rows, l.cols);
-          const Matrix e = expected.view().slice_rows(0, l.rows);
+          if (expected_.rows() < l.rows) expected_ = MatrixBuffer(l.rows, l.cols);
+          const Matrix e = expected_.view().slice_rows(0, l.rows);
           const int64_t d = original_.d_model;
           logits(rt_, original_, settings_.path, {target.row(first), l.rows, d, target.stride}, e);
           kl_gradient(
               rt_, e, l, 1.0f / static_cast<float>(n),
               std::span(losses).subspan(static_cast<size_t>(first), static_cast<size_t>(l.rows)));
         },
-        taps, settings_.path);
+        taps, {.path = settings_.path});
     double sum = 0;
     for (double loss : losses) sum += loss;
     return sum / double(n);
@@ -208,6 +207,7 @@ class Refinement {
   size_t n_scales_ = 0;  // the first so many parameters; norms follow
   RefineState state_;
   std::vector<float> gradient_, size_;
+  MatrixBuffer expected_;  // the original's logits of a slice
   std::map<int64_t, MatrixBuffer> hidden_;
   int64_t kept_bytes_ = 0;
 };

@@ -88,61 +88,77 @@ void attend_backward(const Runtime& rt, const Attention& a, ConstMatrix q, Const
                      ConstMatrix values, ConstMatrix dout, Matrix dq, Matrix dk, Matrix dv) {
   const Kernels& k = rt.kernels;
   const int64_t d = a.d_head, group = a.n_heads / a.n_kv_heads, n = q.rows;
-  // One task a KV head: the query heads that share it add into the same dk and dv, in order.
-  rt.pool.parallel_for(a.n_kv_heads, [&](int64_t kv, int) {
-    AlignedBuffer<float> packed(static_cast<size_t>(d * kPanel));
-    AlignedBuffer<float> staged(static_cast<size_t>(kTile * kPanel));
-    auto cols = [&](auto m, int64_t head) { return m.slice_cols(head * d, (head + 1) * d); };
+  const int64_t tiles = ceil_div(n, kTile);
+  auto cols = [&](auto m, int64_t head) { return m.slice_cols(head * d, (head + 1) * d); };
+  // The query heads that share a KV head add into the same dk and dv, in order: so many of them
+  // at once as their probabilities and gradients [n, n] fit in 64 MiB.
+  const int64_t at_once =
+      std::clamp<int64_t>((int64_t{64} << 20) / (8 * n * n), 1, std::max<int64_t>(1, group));
+  MatrixBuffer p(at_once * n, n), ds(at_once * n, n);
+  for (int64_t kv = 0; kv < a.n_kv_heads; ++kv) {
     auto key = cols(keys, kv), value = cols(values, kv);
     auto dkey = cols(dk, kv), dvalue = cols(dv, kv);
-    for (int64_t r = 0; r < n; ++r) {
-      std::fill_n(dkey.row(r), d, 0.0f);
-      std::fill_n(dvalue.row(r), d, 0.0f);
-    }
-    MatrixBuffer p(kTile, n), dp(kTile, n), turned(n, kTile);
-    // target[j,:] += sum_r m[r,j] * x[r,:], for keys j in [low, high) and rows r of the tile
-    auto scatter = [&](const MatrixBuffer& m, int64_t rows, int64_t width, ConstMatrix x,
-                       int64_t low, Matrix target) {
-      for (int64_t j = 0; j < width; ++j)
-        for (int64_t r = 0; r < rows; ++r) turned.row(j)[r] = m.row(r)[j];
-      for (int64_t c = 0; c < d; c += kPanel) {
-        const int64_t w = std::min(kPanel, d - c);
-        for (int64_t r = 0; r < rows; ++r) {
-          std::copy_n(x.row(r) + c, w, staged.data() + r * kPanel);
-          std::fill(staged.data() + r * kPanel + w, staged.data() + (r + 1) * kPanel, 0.0f);
-        }
-        k.gemm_panel(width, w, rows, turned.data(), kTile, staged.data(), kPanel,
-                     target.row(low) + c, target.stride, true);
-      }
-    };
-    for (int64_t h = kv * group; h < (kv + 1) * group; ++h) {
-      for (int64_t begin = 0; begin < n; begin += kTile) {
-        const int64_t end = std::min(begin + kTile, n), rows = end - begin;
-        const int64_t low = first_key(a, begin), high = end, width = high - low;
-        auto qt = cols(q.slice_rows(begin, end), h);
-        auto dot = cols(dout.slice_rows(begin, end), h);
-        Matrix pt{p.data(), rows, width, n}, dpt{dp.data(), rows, width, n};
-        tile_probabilities(k, a, qt, key, begin, low, high, packed.data(), pt);
-        scatter(p, rows, width, dot, low, dvalue);
+    for (int64_t first = kv * group; first < (kv + 1) * group; first += at_once) {
+      const int64_t heads = std::min(at_once, (kv + 1) * group - first);
+      // By tiles of queries: probabilities, their gradients, dq.
+      rt.pool.parallel_for(tiles * heads, [&](int64_t task, int) {
+        const int64_t tile = tiles - 1 - task / heads, h = task % heads;
+        const int64_t begin = tile * kTile, end = std::min(begin + kTile, n), rows = end - begin;
+        const int64_t low = first_key(a, begin), width = end - low;
+        AlignedBuffer<float> packed(static_cast<size_t>(d * kPanel));
+        auto qt = cols(q.slice_rows(begin, end), first + h);
+        auto dot = cols(dout.slice_rows(begin, end), first + h);
+        Matrix pt{p.row(h * n + begin) + low, rows, width, n};
+        Matrix dst{ds.row(h * n + begin) + low, rows, width, n};
+        tile_probabilities(k, a, qt, key, begin, low, end, packed.data(), pt);
         for (int64_t j = 0; j < width; j += kPanel) {
           const int64_t w = std::min(kPanel, width - j);
           k.transpose_panel(w, d, value.row(low + j), value.stride, packed.data());
-          k.gemm_panel(rows, w, d, dot.data, dot.stride, packed.data(), kPanel, dpt.data + j,
-                       dpt.stride, false);
+          k.gemm_panel(rows, w, d, dot.data, dot.stride, packed.data(), kPanel, dst.data + j,
+                       dst.stride, false);
         }
         // ds = scale * p * (dp - sum_j p dp)
         for (int64_t r = 0; r < rows; ++r) {
-          const float mean = k.dot(pt.row(r), dpt.row(r), width);
+          const float mean = k.dot(pt.row(r), dst.row(r), width);
           for (int64_t j = 0; j < width; ++j)
-            dpt.row(r)[j] = a.scale * pt.row(r)[j] * (dpt.row(r)[j] - mean);
+            dst.row(r)[j] = a.scale * pt.row(r)[j] * (dst.row(r)[j] - mean);
         }
         for (int64_t c = 0; c < d; c += kPanel)
-          k.gemm_panel(rows, std::min(kPanel, d - c), width, dpt.data, dpt.stride, key.row(low) + c,
-                       key.stride, cols(dq, h).row(begin) + c, dq.stride, false);
-        scatter(dp, rows, width, qt, low, dkey);
-      }
+          k.gemm_panel(rows, std::min(kPanel, d - c), width, dst.data, dst.stride, key.row(low) + c,
+                       key.stride, cols(dq, first + h).row(begin) + c, dq.stride, false);
+      });
+      // By tiles of keys: dk and dv, over heads and queries in order.
+      rt.pool.parallel_for(tiles * 2, [&](int64_t task, int) {
+        const int64_t begin = task / 2 * kTile, end = std::min(begin + kTile, n);
+        const bool of_values = task % 2;
+        const Matrix target = of_values ? dvalue : dkey;
+        if (first == kv * group)
+          for (int64_t j = begin; j < end; ++j) std::fill_n(target.row(j), d, 0.0f);
+        alignas(64) float turned[kTile * kTile];
+        alignas(64) float staged[kTile * kPanel];
+        for (int64_t h = 0; h < heads; ++h)
+          for (int64_t r0 = begin; r0 < n; r0 += kTile) {
+            const int64_t r1 = std::min(r0 + kTile, n), rows = r1 - r0;
+            const int64_t low = std::max(begin, first_key(a, r0)), high = std::min(end, r1);
+            if (low >= high) continue;
+            const MatrixBuffer& m = of_values ? p : ds;
+            for (int64_t r = 0; r < rows; ++r)
+              for (int64_t j = low; j < high; ++j)
+                turned[(j - low) * kTile + r] = m.row(h * n + r0 + r)[j];
+            auto x = cols(of_values ? dout : q, first + h);
+            for (int64_t c = 0; c < d; c += kPanel) {
+              const int64_t w = std::min(kPanel, d - c);
+              for (int64_t r = 0; r < rows; ++r) {
+                std::copy_n(x.row(r0 + r) + c, w, staged + r * kPanel);
+                std::fill(staged + r * kPanel + w, staged + (r + 1) * kPanel, 0.0f);
+              }
+              k.gemm_panel(high - low, w, rows, turned, kTile, staged, kPanel, target.row(low) + c,
+                           target.stride, true);
+            }
+          }
+      });
     }
-  });
+  }
 }
 
 }  // namespace mt

@@ -19,11 +19,16 @@ void rms_norm_backward(const Runtime& rt, ConstMatrix x, std::span<const float> 
     inverse[static_cast<size_t>(t)] =
         1.0f / std::sqrt(rt.kernels.dot(xt, xt, d) / static_cast<float>(d) + epsilon);
   });
-  if (dgain)  // before dx, which may share memory with dy
-    for (int64_t t = 0; t < x.rows; ++t) {
-      const float r = inverse[static_cast<size_t>(t)];
-      for (int64_t i = 0; i < d; ++i) dgain[i] += dy.row(t)[i] * x.row(t)[i] * r;
-    }
+  if (dgain) {  // before dx, which may share memory with dy
+    constexpr int64_t kPiece = 64;
+    rt.pool.parallel_for(ceil_div(d, kPiece), [&](int64_t piece, int) {
+      const int64_t begin = piece * kPiece, end = std::min(begin + kPiece, d);
+      for (int64_t t = 0; t < x.rows; ++t) {
+        const float r = inverse[static_cast<size_t>(t)];
+        for (int64_t i = begin; i < end; ++i) dgain[i] += dy.row(t)[i] * x.row(t)[i] * r;
+      }
+    });
+  }
   for_rows(rt, x.rows, [&](int64_t t) {
     const float r = inverse[static_cast<size_t>(t)];
     const float* xt = x.row(t);
@@ -98,20 +103,67 @@ void heads_backward(const Kernels& k, const Attention& a, std::span<const float>
   }
 }
 
+// What the forward pass computed and the backward pass reads again: by layer, empty where it has
+// to be computed a second time.
+struct Kept {
+  MatrixBuffer q, k, v, out, gate, up;
+};
+
+class Keeper {
+ public:
+  Keeper(const Model& model, int64_t most_bytes)
+      : layers_(static_cast<size_t>(model.n_layers)), most_bytes_(most_bytes) {
+    for (const Step& step : model.steps)
+      for (const Site& site : step.sites)
+        if (const auto* a = std::get_if<Attention>(&site.what))
+          // The backward pass of these norms starts from what is not kept.
+          attention_ = attention_ && a->q_norm.empty() && a->k_norm.empty();
+  }
+
+  void see(Point point, int64_t layer, ConstMatrix value) {
+    Kept& l = layers_.at(static_cast<size_t>(layer));
+    MatrixBuffer* to = point == Point::attn_q     ? &l.q
+                       : point == Point::attn_k   ? &l.k
+                       : point == Point::attn_v   ? &l.v
+                       : point == Point::attn_out ? &l.out
+                       : point == Point::mlp_gate ? &l.gate
+                       : point == Point::mlp_up   ? &l.up
+                                                  : nullptr;
+    if (!to || (to != &l.gate && to != &l.up && !attention_)) return;
+    const int64_t bytes = value.rows * value.cols * int64_t{sizeof(float)};
+    if (bytes_ + bytes > most_bytes_) return;
+    bytes_ += bytes;
+    *to = padded_rows(value.rows, value.cols);
+    for (int64_t t = 0; t < value.rows; ++t) std::copy_n(value.row(t), value.cols, to->row(t));
+  }
+
+  Kept& at(int64_t layer) { return layers_.at(static_cast<size_t>(layer)); }
+
+  // Rows more than needed: attention reads full panels past the end of a row.
+  static MatrixBuffer padded_rows(int64_t n, int64_t cols) {
+    return MatrixBuffer(n + 1 + kPanel / cols, cols);
+  }
+
+ private:
+  std::vector<Kept> layers_;
+  int64_t most_bytes_, bytes_ = 0;
+  bool attention_ = true;
+};
+
 // The backward pass of one window; d is d loss / d stream, updated site by site.
 class Pass {
  public:
   Pass(const Runtime& rt, const Model& model, int64_t n, const BackwardTaps& taps, Path path)
       : rt_(rt), model_(model), n_(n), taps_(taps), path_(path) {}
 
-  void site(const Site& s, ConstMatrix stream, Matrix d) {
+  void site(const Site& s, ConstMatrix stream, Kept& kept, Matrix d) {
     MatrixBuffer normed(n_, model_.d_model), dnormed(n_, model_.d_model);
     rms_norm(rt_, stream, s.norm, model_.norm_epsilon, normed);
     dnormed.zero();
     if (const auto* a = std::get_if<Attention>(&s.what))
-      attention(s, *a, normed, d, dnormed);
+      attention(s, *a, normed, kept, d, dnormed);
     else
-      mlp(s, std::get<Mlp>(s.what), normed, d, dnormed);
+      mlp(s, std::get<Mlp>(s.what), normed, kept, d, dnormed);
     std::vector<float> dgain(s.norm.size(), 0.0f);
     rms_norm_backward(rt_, stream, s.norm, model_.norm_epsilon, dnormed, dnormed,
                       taps_.norm ? dgain.data() : nullptr);
@@ -143,43 +195,61 @@ class Pass {
     matmul_backward(rt_, path_, dy, map, dx);
   }
 
-  void attention(const Site& s, const Attention& a, ConstMatrix normed, ConstMatrix d,
+  // The buffer that was kept, or W x.
+  MatrixBuffer output_of(MatrixBuffer& kept, const LinearMap& map, ConstMatrix x) {
+    if (kept.rows() > 0) return std::move(kept);
+    MatrixBuffer y = Keeper::padded_rows(n_, map.weight.rows);
+    matmul(rt_, path_, x, map, y.view().slice_rows(0, n_));
+    return y;
+  }
+
+  void attention(const Site& s, const Attention& a, ConstMatrix normed, Kept& kept, ConstMatrix d,
                  Matrix dnormed) {
     const Kernels& k = rt_.kernels;
     const int64_t q_dim = a.q.weight.rows, kv_dim = a.k.weight.rows;
-    // One row more than needed: attention reads full panels past the end of a row.
-    auto rows = [&](int64_t cols) { return MatrixBuffer(n_ + 1 + kPanel / cols, cols); };
-    MatrixBuffer qb = rows(q_dim), kb = rows(kv_dim), vb = rows(kv_dim);
+    const bool ready_q = kept.q.rows() > 0, ready_k = kept.k.rows() > 0;
+    MatrixBuffer qb = output_of(kept.q, a.q, normed), kb = output_of(kept.k, a.k, normed),
+                 vb = output_of(kept.v, a.v, normed);
     Matrix q = qb.view().slice_rows(0, n_), key = kb.view().slice_rows(0, n_),
            value = vb.view().slice_rows(0, n_);
-    matmul(rt_, path_, normed, a.q, q);
-    matmul(rt_, path_, normed, a.k, key);
-    matmul(rt_, path_, normed, a.v, value);
-    MatrixBuffer raw_q(n_, q_dim), raw_k(n_, kv_dim);
+    const bool normed_heads = !a.q_norm.empty() || !a.k_norm.empty();
+    MatrixBuffer raw_q(normed_heads ? n_ : 0, q_dim), raw_k(normed_heads ? n_ : 0, kv_dim);
     RopeTable rope(a, 0, n_);
     for_rows(rt_, n_, [&](int64_t t) {
-      std::copy_n(q.row(t), q_dim, raw_q.row(t));
-      std::copy_n(key.row(t), kv_dim, raw_k.row(t));
-      prepare_heads(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, rope.at(t), q.row(t));
-      prepare_heads(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, rope.at(t), key.row(t));
+      if (normed_heads) {
+        std::copy_n(q.row(t), q_dim, raw_q.row(t));
+        std::copy_n(key.row(t), kv_dim, raw_k.row(t));
+      }
+      const float* cs = rope.at(t);
+      if (!ready_q) prepare_heads(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, cs, q.row(t));
+      if (!ready_k)
+        prepare_heads(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, cs, key.row(t));
     });
-    MatrixBuffer out(n_, q_dim), dout(n_, q_dim);
-    attend(rt_, a, q, key, value, 0, out);
+    MatrixBuffer dout(n_, q_dim);
+    MatrixBuffer ob = kept.out.rows() > 0 ? std::move(kept.out) : MatrixBuffer();
+    if (ob.rows() == 0) {
+      ob = MatrixBuffer(n_, q_dim);
+      attend(rt_, a, q, key, value, 0, ob);
+    }
+    const Matrix out = ob.view().slice_rows(0, n_);
     MatrixBuffer du = update_gradient(s, out, a.o, d);
     dout.zero();
     through(a.o, out, du, dout);
     MatrixBuffer dq(n_, q_dim), dk(n_, kv_dim), dv(n_, kv_dim);
     attend_backward(rt_, a, q, key, value, dout, dq, dk, dv);
     std::vector<float> dgain_q(static_cast<size_t>(a.d_head), 0.0f), dgain_k = dgain_q;
-    std::vector<float> back(static_cast<size_t>(a.rope_dims));
-    for (int64_t t = 0; t < n_; ++t) {
-      for (int64_t i = 0; i < a.rope_dims; ++i)
-        back[static_cast<size_t>(i)] = i % 2 ? -rope.at(t)[i] : rope.at(t)[i];
-      heads_backward(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, back.data(), raw_q.row(t),
+    auto back = [&](int64_t t) {
+      std::vector<float> turn(rope.at(t), rope.at(t) + a.rope_dims);
+      for (size_t i = 1; i < turn.size(); i += 2) turn[i] = -turn[i];
+      heads_backward(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, turn.data(), raw_q.row(t),
                      dq.row(t), dgain_q.data());
-      heads_backward(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, back.data(), raw_k.row(t),
+      heads_backward(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, turn.data(), raw_k.row(t),
                      dk.row(t), dgain_k.data());
-    }
+    };
+    if (normed_heads)  // the gains' gradients are sums over positions, in order
+      for (int64_t t = 0; t < n_; ++t) back(t);
+    else
+      for_rows(rt_, n_, back);
     if (taps_.norm && !a.q_norm.empty()) taps_.norm(a.q_norm_name, dgain_q);
     if (taps_.norm && !a.k_norm.empty()) taps_.norm(a.k_norm_name, dgain_k);
     through(a.q, normed, dq, dnormed);
@@ -187,11 +257,12 @@ class Pass {
     through(a.v, normed, dv, dnormed);
   }
 
-  void mlp(const Site& s, const Mlp& f, ConstMatrix normed, ConstMatrix d, Matrix dnormed) {
+  void mlp(const Site& s, const Mlp& f, ConstMatrix normed, Kept& kept, ConstMatrix d,
+           Matrix dnormed) {
     const int64_t d_ff = f.gate.weight.rows;
-    MatrixBuffer gate(n_, d_ff), up(n_, d_ff), act(n_, d_ff), dact(n_, d_ff);
-    matmul(rt_, path_, normed, f.gate, gate);
-    matmul(rt_, path_, normed, f.up, up);
+    MatrixBuffer gb = output_of(kept.gate, f.gate, normed), ub = output_of(kept.up, f.up, normed);
+    Matrix gate = gb.view().slice_rows(0, n_), up = ub.view().slice_rows(0, n_);
+    MatrixBuffer act(n_, d_ff), dact(n_, d_ff);
     auto forward_act =
         f.activation == Activation::silu ? rt_.kernels.silu_mul : rt_.kernels.gelu_mul;
     for_rows(rt_, n_, [&](int64_t t) { forward_act(gate.row(t), up.row(t), act.row(t), d_ff); });
@@ -216,7 +287,7 @@ class Pass {
 }  // namespace
 
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-              const LogitsLoss& loss, const BackwardTaps& taps, Path path) {
+              const LogitsLoss& loss, const BackwardTaps& taps, const BackwardOptions& options) {
   const int64_t n = std::ssize(tokens), d = model.d_model;
   // The stream before every step, and after the last.
   std::vector<MatrixBuffer> streams;
@@ -227,22 +298,28 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
   assert(n_sites == model.steps.size());  // parallel sites: not in any family yet
   KvCache cache(model, 1, n);
   const Chunk chunk{0, tokens};
-  ForwardOptions options;
-  options.path = path;
-  options.tap = [&](Point point, int64_t, Matrix value) {
+  const Path path = options.path;
+  ForwardOptions forward_options;
+  forward_options.path = path;
+  Keeper keeper(model, options.kept_bytes);
+  forward_options.tap = [&](Point point, int64_t layer, Matrix value) {
+    if (point == Point::head_in) return;
+    keeper.see(point, layer, value);
     if (point != Point::stream) return;
     streams.emplace_back(n, d);
     std::copy_n(value.data, static_cast<size_t>(n * d), streams.back().data());
   };
-  MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, options);
+  MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, forward_options);
 
   // Head and loss, in slices of rows: the logits of a window need not fit in memory.
   MatrixBuffer dhidden(n, d);
   dhidden.zero();
   // Larger ones decode the head less often; what exact callers sum up depends on the slices.
-  constexpr int64_t kRows = 128, kLogits = int64_t{1} << 25;
-  const int64_t slice =
-      path == Path::exact ? kRows : std::max(kRows, kLogits / std::max<int64_t>(1, model.n_vocab));
+  constexpr int64_t kRows = 128, kLogits = int64_t{1} << 24;
+  const int64_t slices = path == Path::exact
+                             ? ceil_div(n, kRows)
+                             : std::min(ceil_div(n, kRows), ceil_div(n * model.n_vocab, kLogits));
+  const int64_t slice = path == Path::exact ? kRows : ceil_div(n, std::max<int64_t>(1, slices));
   MatrixBuffer buffer(std::min(n, slice), model.n_vocab);
   for (int64_t t = 0; t < n; t += slice) {
     const int64_t rows = std::min(slice, n - t);
@@ -271,7 +348,8 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
   streams.pop_back();
   Pass pass(rt, model, n, taps, path);
   for (size_t i = model.steps.size(); i-- > 0;) {
-    pass.site(model.steps[i].sites.front(), streams.back(), dhidden);
+    const Step& step = model.steps[i];
+    pass.site(step.sites.front(), streams.back(), keeper.at(step.layer), dhidden);
     streams.pop_back();
   }
   if (taps.embed) {

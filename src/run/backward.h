@@ -29,11 +29,19 @@ struct BackwardTaps {
 // rows, in order, from one thread. logits may be overwritten: dlogits is the same memory.
 using LogitsLoss = std::function<void(int64_t first, ConstMatrix hidden, Matrix logits)>;
 
+struct BackwardOptions {
+  Path path = Path::exact;  // of the products with weights; all else is f32
+  // What the forward pass computed and need not be computed again: up to so many bytes. The
+  // results do not depend on it.
+  int64_t kept_bytes = int64_t{320} << 20;
+};
+
 // One window from position 0: forward, loss, backward. The stream before every step is kept
-// (n_steps x n_tokens x d_model floats); all else is computed again layer by layer.
-// Throws Error as forward does.
+// (n_steps x n_tokens x d_model floats), and of what layers computed what options allow; all else
+// is computed again layer by layer. Throws Error as forward does.
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-              const LogitsLoss& loss, const BackwardTaps& taps, Path path = Path::exact);
+              const LogitsLoss& loss, const BackwardTaps& taps,
+              const BackwardOptions& options = {});
 
 // y = x / sqrt(mean(x^2) + epsilon) * gain: dx (overwritten; may be dy), dgain (added to; may be
 // null). x, dy, dx:[n,d]

@@ -83,17 +83,25 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
   const RopeTable& rope =
       *std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& r) { return r.serves(a); });
   MatrixBuffer out(n, a.o.weight.cols);
-  for (const Span& s : spans) {
-    Matrix keys = cache.slot(cache.keys, layer, s.sequence);
-    Matrix values = cache.slot(cache.values, layer, s.sequence);
-    for (int64_t t = 0; t < s.n; ++t) {
+  for (const Span& s : spans)
+    for_rows(rt, s.n, [&](int64_t t) {
       const float* cs = rope.at(s.first + t);
       prepare_heads(rt.kernels, a, a.q_norm, a.n_heads, model.norm_epsilon, cs, q.row(s.row + t));
       prepare_heads(rt.kernels, a, a.k_norm, a.n_kv_heads, model.norm_epsilon, cs,
                     k.row(s.row + t));
+    });
+  if (options.tap) {
+    options.tap(Point::attn_q, layer, q);
+    options.tap(Point::attn_k, layer, k);
+    options.tap(Point::attn_v, layer, v);
+  }
+  for (const Span& s : spans) {
+    Matrix keys = cache.slot(cache.keys, layer, s.sequence);
+    Matrix values = cache.slot(cache.values, layer, s.sequence);
+    for_rows(rt, s.n, [&](int64_t t) {
       std::copy_n(k.row(s.row + t), k.cols(), keys.row(s.first + t));
       std::copy_n(v.row(s.row + t), v.cols(), values.row(s.first + t));
-    }
+    });
   }
   // Many short chunks (sequences side by side): a task a sequence. A long one: tiles inside.
   auto run = [&](int64_t i, int) {
@@ -115,6 +123,10 @@ void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, const ForwardOptio
   MatrixBuffer gate(normed.rows, f.gate.weight.rows), up(normed.rows, f.up.weight.rows);
   matmul(rt, options.path, normed, f.gate, gate);
   matmul(rt, options.path, normed, f.up, up);
+  if (options.tap) {
+    options.tap(Point::mlp_gate, layer, gate);
+    options.tap(Point::mlp_up, layer, up);
+  }
   auto activate = f.activation == Activation::silu ? rt.kernels.silu_mul : rt.kernels.gelu_mul;
   for_rows(rt, normed.rows,
            [&](int64_t t) { activate(gate.row(t), up.row(t), gate.row(t), gate.cols()); });

@@ -53,8 +53,13 @@ struct Chunk {
 // A point where a value can be watched (and changed: the matrix is the live one).
 enum class Point {
   attn_in,   // normed input of q, k, v          [n_tokens, d_model]
+  attn_q,    // queries, keys and values as attention takes them: normed and rotated
+  attn_k,    //                                   [n_tokens, n_heads*d_head]
+  attn_v,    //                                   k and v: [n_tokens, n_kv_heads*d_head]
   attn_out,  // input of o: the heads' outputs    [n_tokens, n_heads*d_head]
   mlp_in,    // normed input of gate and up       [n_tokens, d_model]
+  mlp_gate,  // outputs of gate and up            [n_tokens, d_ff]
+  mlp_up,    //
   mlp_act,   // input of down                     [n_tokens, d_ff]
   update,    // what the site adds to the stream  [n_tokens, d_model]
   stream,    // the stream after the step         [n_tokens, d_model]

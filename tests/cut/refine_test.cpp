@@ -235,6 +235,42 @@ TEST_F(RefineTest, GivesTheSameBytesWithAnyNumberOfThreads) {
   EXPECT_FALSE(same(a.model, cut));
 }
 
+TEST_F(RefineTest, GivesTheSameBytesInEveryTable) {
+  const Model model = open_tiny("tiny_qwen2");
+  const Model cut = cut_to(rt_, model, {Dtype::Q4_0, Dtype::Q4_1, Dtype::Q2_0});
+  const Windows windows = random_windows(model.n_vocab, 3, 40, 1);
+  const Refined expected = refine({reference_kernels(), pool_}, model, cut, windows, quick(3));
+  for (const Kernels* table : available_kernels()) {
+    const Refined got = refine({*table, pool_}, model, cut, windows, quick(3));
+    EXPECT_TRUE(same(expected.model, got.model)) << table->name;
+    EXPECT_EQ(expected.losses, got.losses) << table->name;
+  }
+}
+
+// The gradients that refinement follows, against the exact ones: small beside the noise of a
+// window of text.
+TEST_F(RefineTest, Bf16GradientsAreNearTheExactOnes) {
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    const Model cut = cut_to(rt_, model, {Dtype::Q4_0, Dtype::Q4_1, Dtype::IQ4_NL, Dtype::Q2_0});
+    const Windows windows = random_windows(model.n_vocab, 1, 64, 5);
+    const KlSlope exact = kl_slope(rt_, model, cut, windows[0]);
+    const KlSlope rounded = kl_slope(rt_, model, cut, windows[0], false, Path::bf16);
+    EXPECT_NEAR(rounded.loss, exact.loss, 0.02 * exact.loss) << name;
+    ASSERT_EQ(exact.by_tensor.size(), rounded.by_tensor.size());
+    for (const auto& [tensor, e] : exact.by_tensor) {
+      const auto& r = rounded.by_tensor.at(tensor);
+      double difference = 0, size = 0;
+      for (size_t i = 0; i < e.size(); ++i) {
+        difference += std::pow(double(e[i]) - double(r[i]), 2);
+        size += std::pow(double(e[i]), 2);
+      }
+      EXPECT_LT(std::sqrt(difference), 0.1 * std::sqrt(size)) << name << " " << tensor;
+      EXPECT_GT(difference, 0) << name << " " << tensor;
+    }
+  }
+}
+
 TEST_F(RefineTest, InterruptedItGoesOnAndEndsAlike) {
   const Model model = open_tiny("tiny_qwen3");
   const Model cut = cut_to(rt_, model, {Dtype::Q4_0});

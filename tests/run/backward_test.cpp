@@ -123,5 +123,91 @@ TEST(Backward, AgreesWithCentralDifferences) {
   }
 }
 
+// Everything that the backward pass shows, in the order in which it comes.
+std::vector<std::vector<float>> shown(const Runtime& rt, const Model& model,
+                                      std::span<const int32_t> ids,
+                                      const BackwardOptions& options) {
+  std::vector<std::vector<float>> all;
+  auto add = [&](ConstMatrix m) {
+    auto& values = all.emplace_back();
+    for (int64_t t = 0; t < m.rows; ++t) values.insert(values.end(), m.row(t), m.row(t) + m.cols);
+  };
+  BackwardTaps taps;
+  taps.map = taps.head = [&](const LinearMap&, ConstMatrix x, ConstMatrix dy) {
+    add(x);
+    add(dy);
+  };
+  taps.norm = [&](const std::string&, std::span<const float> d) {
+    all.emplace_back(d.begin(), d.end());
+  };
+  taps.embed = [&](std::span<const int32_t>, ConstMatrix d) { add(d); };
+  backward(
+      rt, model, ids,
+      [&](int64_t first, ConstMatrix, Matrix l) {
+        add(l);
+        for (int64_t t = 0; t < l.rows; ++t)
+          for (int64_t v = 0; v < l.cols; ++v) l.row(t)[v] = coefficient(first + t, v);
+      },
+      taps, options);
+  return all;
+}
+
+std::vector<int32_t> some_tokens(const Model& model, int64_t n) {
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; t < n; ++t)
+    ids.push_back(static_cast<int32_t>((t * 7919 + 13) % model.n_vocab));
+  return ids;
+}
+
+TEST(Backward, Bf16IsCloseToExact) {
+  ThreadPool pool(2);
+  Runtime rt{select_kernels(), pool};
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    const auto ids = some_tokens(model, 70);
+    const auto exact = shown(rt, model, ids, {.path = Path::exact});
+    const auto rounded = shown(rt, model, ids, {.path = Path::bf16});
+    ASSERT_EQ(exact.size(), rounded.size());
+    for (size_t i = 0; i < exact.size(); ++i) {
+      ASSERT_EQ(exact[i].size(), rounded[i].size());
+      double difference = 0, size = 0;
+      for (size_t j = 0; j < exact[i].size(); ++j) {
+        difference += std::pow(double(exact[i][j]) - double(rounded[i][j]), 2);
+        size += std::pow(double(exact[i][j]), 2);
+      }
+      // Eight bits a value: 2^-9 at most, less on average, and more with every layer.
+      EXPECT_LT(std::sqrt(difference), 0.02 * std::sqrt(size)) << name << " value " << i;
+    }
+    EXPECT_NE(exact, rounded) << name;
+  }
+}
+
+TEST(Backward, Bf16GivesTheSameBitsInEveryTableAndForAnyNumberOfThreads) {
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    const auto ids = some_tokens(model, 70);
+    ThreadPool one(1), three(3);
+    const auto expected = shown({reference_kernels(), one}, model, ids, {.path = Path::bf16});
+    for (const Kernels* table : available_kernels())
+      for (ThreadPool* pool : {&one, &three})
+        EXPECT_EQ(expected, shown({*table, *pool}, model, ids, {.path = Path::bf16}))
+            << name << " " << table->name << " " << pool->size();
+  }
+}
+
+TEST(Backward, WhatIsKeptOfTheForwardPassChangesNothing) {
+  ThreadPool pool(2);
+  Runtime rt{select_kernels(), pool};
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    const auto ids = some_tokens(model, 150);
+    for (Path path : {Path::exact, Path::bf16}) {
+      const auto all = shown(rt, model, ids, {.path = path});
+      for (int64_t bytes : {0, 200000})
+        EXPECT_EQ(all, shown(rt, model, ids, {.path = path, .kept_bytes = bytes})) << name;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace mt

@@ -110,6 +110,28 @@ TEST(Forward, FastPathIsNearTheExactOne) {
   }
 }
 
+TEST(Forward, Bf16IsNearTheExactPathAndTheSameEverywhere) {
+  ThreadPool one(1), three(3);
+  for (const auto& name : kTinyModels) {
+    Model model = open_tiny(name);
+    auto ids = read_golden<int32_t>(name + ".ids.i32");
+    ForwardOptions bf16;
+    bf16.path = Path::bf16;
+    for (size_t n : {size_t{6}, ids.size()}) {
+      ids.resize(n);
+      MatrixBuffer exact = all_logits({select_kernels(), three}, model, ids);
+      MatrixBuffer expected = all_logits({reference_kernels(), one}, model, ids, bf16);
+      const double largest = largest_difference(expected, exact.data());
+      EXPECT_LT(largest, 0.1) << name;
+      EXPECT_GT(largest, 0) << name;
+      for (const Kernels* table : available_kernels())
+        EXPECT_EQ(
+            largest_difference(all_logits({*table, three}, model, ids, bf16), expected.data()), 0)
+            << name << " " << table->name;
+    }
+  }
+}
+
 TEST(Forward, RefusesForeignTokensAndAFullCache) {
   ThreadPool pool(1);
   Runtime rt{reference_kernels(), pool};
