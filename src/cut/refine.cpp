@@ -46,9 +46,10 @@ class Refinement {
   int64_t n_scales() const { return static_cast<int64_t>(n_scales_); }
   int64_t n_norms() const { return static_cast<int64_t>(state_.master.size() - n_scales_); }
 
-  // Loss of the window under the current parameters; fills the gradient.
-  double gradient(int64_t window, std::span<const int32_t> tokens) {
-    std::fill(gradient_.begin(), gradient_.end(), 0.0f);
+  void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), 0.0f); }
+
+  // Loss of the window under the current parameters; adds its gradient times `share`.
+  double add_gradient(int64_t window, std::span<const int32_t> tokens, double share) {
     const MatrixBuffer fresh = hidden(window, tokens);
     const ConstMatrix target = hidden_.contains(window) ? hidden_.at(window) : fresh;
     const int64_t n = std::ssize(tokens);
@@ -77,7 +78,7 @@ class Refinement {
           const int64_t d = original_.d_model;
           logits(rt_, original_, settings_.path, {target.row(first), l.rows, d, target.stride}, e);
           kl_gradient(
-              rt_, e, l, 1.0f / static_cast<float>(n),
+              rt_, e, l, static_cast<float>(share / double(n)),
               std::span(losses).subspan(static_cast<size_t>(first), static_cast<size_t>(l.rows)));
         },
         taps, {.path = settings_.path});
@@ -212,7 +213,14 @@ class Refinement {
   int64_t kept_bytes_ = 0;
 };
 
-// The window of a step: every pass over the windows in an order of its own.
+// Windows of a text are of one length, so the first stands for all.
+int64_t windows_of_a_step(const std::vector<std::vector<int32_t>>& windows,
+                          const RefineSettings& settings) {
+  const int64_t length = std::max<int64_t>(1, std::ssize(windows.front()));
+  return std::clamp<int64_t>(settings.step_tokens / length, 1, std::ssize(windows));
+}
+
+// The window that comes as number `step`: every pass over the windows in an order of its own.
 int64_t window_of(int64_t step, int64_t n, uint64_t seed) {
   const auto pass = static_cast<uint64_t>(step / n);
   std::vector<int64_t> order(static_cast<size_t>(n));
@@ -251,7 +259,7 @@ KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
   settings.path = path;
   Refinement work(rt, original, copy, settings);
   KlSlope slope;
-  slope.loss = work.gradient(0, window);
+  slope.loss = work.add_gradient(0, window, 1);
   slope.by_tensor = work.by_tensor();
   return slope;
 }
@@ -294,12 +302,18 @@ Refined refine(const Runtime& rt, const Model& original, const Model& cut,
   const std::string key = keeps ? refine_key(original, cut, windows, settings) : std::string();
   if (keeps && load_refine_state(settings.checkpoint, key, state)) work.publish();
 
+  const int64_t together = windows_of_a_step(windows, settings);
   Progress progress("refining", static_cast<uint64_t>(settings.steps));
   progress.advance(state.losses.size());
   while (std::ssize(state.losses) < settings.steps) {
     const int64_t step = std::ssize(state.losses);
-    const int64_t w = window_of(step, std::ssize(windows), settings.seed);
-    const double loss = work.gradient(w, windows[static_cast<size_t>(w)]);
+    work.clear_gradient();
+    double loss = 0;
+    for (int64_t i = 0; i < together; ++i) {
+      const int64_t w = window_of(step * together + i, std::ssize(windows), settings.seed);
+      loss += work.add_gradient(w, windows[static_cast<size_t>(w)], 1 / double(together)) /
+              double(together);
+    }
     work.descend(step);
     state.losses.push_back(loss);
     if (keeps && ((step + 1) % settings.checkpoint_every == 0 || step + 1 == settings.steps))

@@ -12,8 +12,10 @@
 namespace mt {
 
 struct RefineSettings {
-  int64_t steps = 80;  // one window each
-  uint64_t seed = 1;   // of the order of the windows
+  int64_t steps = 80;
+  // Short windows are taken together until a step has read so many tokens.
+  int64_t step_tokens = 512;
+  uint64_t seed = 1;  // of the order of the windows
   // How far a parameter moves in a step, relative to its own size at the start.
   double scale_step = 5e-4;
   double norm_step = 1e-3;
@@ -32,8 +34,9 @@ struct RefineSettings {
 };
 
 struct Refined {
-  Model model;                 // its refined weights lie in memory of their own
-  std::vector<double> losses;  // of every step, before it: mean KL over the window, nats a token
+  Model model;  // its refined weights lie in memory of their own
+  std::vector<double>
+      losses;  // of every step, before it: mean KL over the step's tokens, nats a token
   int64_t n_scales = 0, n_norms = 0;  // parameters that were free
 
   // Means over the first and the last tenth of the steps: different windows, so a rough guide.
@@ -42,13 +45,13 @@ struct Refined {
 };
 
 // Gradient descent on the block scales (the f16 fields of scale_offsets) and on the f32 norms of a
-// cut, against the mean over all positions of a window of KL(original || cut): Adam (Kingma and
-// Ba 2015) with warm-up and cosine decay, steps relative to each parameter's size, on f32 masters
-// whose rounding to f16 the model reads. Codes, sub-block scales and biases stay. Windows come in
-// a seeded order, each as often as the others. The same bytes for any number of threads and in
-// every instruction set. Norms that the original's file does not hold as F32 stay. Throws Error as
-// forward does, where the vocabularies differ, where there is no window or the checkpoint cannot be
-// written.
+// cut, against the mean over all positions of a step's windows of KL(original || cut): Adam (Kingma
+// and Ba 2015) with warm-up and cosine decay, steps relative to each parameter's size, on f32
+// masters whose rounding to f16 the model reads. Codes, sub-block scales and biases stay. Windows
+// come in a seeded order, each as often as the others. The same bytes for any number of threads and
+// in every instruction set. Norms that the original's file does not hold as F32 stay. Throws Error
+// as forward does, where the vocabularies differ, where there is no window or the checkpoint cannot
+// be written.
 Refined refine(const Runtime& rt, const Model& original, const Model& cut,
                const std::vector<std::vector<int32_t>>& windows, const RefineSettings& settings);
 

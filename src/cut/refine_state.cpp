@@ -38,9 +38,9 @@ std::string refine_key(const Model& original, const Model& cut,
   add_model(original);
   add_model(cut);
   for (const auto& window : windows) text += sha256_hex(bytes_of(window)) + "\n";
-  text += fmt::format("{} {} {} {} {} {} {} {} {} {}", settings.steps, settings.seed,
-                      settings.scale_step, settings.norm_step, settings.beta1, settings.beta2,
-                      settings.warm_up, settings.decay_to, settings.kept,
+  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {}", settings.steps, settings.step_tokens,
+                      settings.seed, settings.scale_step, settings.norm_step, settings.beta1,
+                      settings.beta2, settings.warm_up, settings.decay_to, settings.kept,
                       settings.path == Path::exact ? "exact" : "bf16");
   return sha256_hex(text);
 }

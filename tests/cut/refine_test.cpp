@@ -198,6 +198,7 @@ TEST_F(RefineTest, GradientsOfFieldsAndNormsAgreeWithCentralDifferences) {
 RefineSettings quick(int64_t steps) {
   RefineSettings s;
   s.steps = steps;
+  s.step_tokens = 0;  // one window
   s.scale_step = 7e-4;
   s.norm_step = 1e-3;
   s.warm_up = 4;
@@ -256,7 +257,7 @@ TEST_F(RefineTest, Bf16GradientsAreNearTheExactOnes) {
     const Windows windows = random_windows(model.n_vocab, 1, 64, 5);
     const KlSlope exact = kl_slope(rt_, model, cut, windows[0]);
     const KlSlope rounded = kl_slope(rt_, model, cut, windows[0], false, Path::bf16);
-    EXPECT_NEAR(rounded.loss, exact.loss, 0.02 * exact.loss) << name;
+    EXPECT_NEAR(rounded.loss, exact.loss, 0.05 * exact.loss) << name;
     ASSERT_EQ(exact.by_tensor.size(), rounded.by_tensor.size());
     for (const auto& [tensor, e] : exact.by_tensor) {
       const auto& r = rounded.by_tensor.at(tensor);
@@ -269,6 +270,26 @@ TEST_F(RefineTest, Bf16GradientsAreNearTheExactOnes) {
       EXPECT_GT(difference, 0) << name << " " << tensor;
     }
   }
+}
+
+TEST_F(RefineTest, AStepMayReadSeveralWindows) {
+  const Model model = open_tiny("tiny_llama");
+  const Model cut = cut_to(rt_, model, {Dtype::Q4_0});
+  const Windows windows = random_windows(model.n_vocab, 4, 24, 1);
+  const Windows backwards(windows.rbegin(), windows.rend());
+  RefineSettings settings = quick(1);
+  auto loss = [&](int64_t tokens, const Windows& from) {
+    settings.step_tokens = tokens;
+    return refine(rt_, model, cut, from, settings).losses.at(0);
+  };
+  // All of them, in whatever order: the mean of what each has alone.
+  double mean = 0;
+  for (const auto& w : windows) mean += loss(24, {w}) / 4;
+  EXPECT_NEAR(loss(96, windows), mean, 1e-12);
+  EXPECT_NEAR(loss(96, backwards), mean, 1e-12);
+  EXPECT_NEAR(loss(100000, windows), mean, 1e-12);
+  EXPECT_NE(loss(95, windows), loss(96, windows));
+  EXPECT_EQ(loss(47, windows), loss(0, windows));
 }
 
 TEST_F(RefineTest, InterruptedItGoesOnAndEndsAlike) {

@@ -176,7 +176,7 @@ TEST(Backward, Bf16IsCloseToExact) {
         size += std::pow(double(exact[i][j]), 2);
       }
       // Eight bits a value: 2^-9 at most, less on average, and more with every layer.
-      EXPECT_LT(std::sqrt(difference), 0.02 * std::sqrt(size)) << name << " value " << i;
+      EXPECT_LT(std::sqrt(difference), 0.05 * std::sqrt(size)) << name << " value " << i;
     }
     EXPECT_NE(exact, rounded) << name;
   }

@@ -122,7 +122,7 @@ TEST(Forward, Bf16IsNearTheExactPathAndTheSameEverywhere) {
       MatrixBuffer exact = all_logits({select_kernels(), three}, model, ids);
       MatrixBuffer expected = all_logits({reference_kernels(), one}, model, ids, bf16);
       const double largest = largest_difference(expected, exact.data());
-      EXPECT_LT(largest, 0.1) << name;
+      EXPECT_LT(largest, 0.5) << name;
       EXPECT_GT(largest, 0) << name;
       for (const Kernels* table : available_kernels())
         EXPECT_EQ(
