@@ -48,7 +48,7 @@ nlohmann::json parse_json(const std::string& file, std::string_view text) {
   try {
     return Json::parse(text.begin(), text.end(), check);
   } catch (const Json::exception& e) {
-    throw_error("{}: json: expected JSON: {}", file, json_mistake(e, text));
+    throw_error("{}: json: expected JSON, found {}", file, json_mistake(e, text));
   }
 }
 

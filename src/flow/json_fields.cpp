@@ -37,7 +37,7 @@ Json parse_json(const std::string& text, const std::string& path) {
   try {
     return Json::parse(text, check);
   } catch (const Json::exception& e) {
-    throw_error("{}: not JSON: {}", path, json_mistake(e, text));
+    throw_error("{}: not JSON: found {}", path, json_mistake(e, text));
   }
 }
 

@@ -91,7 +91,7 @@ Json question_json(std::string_view text, const std::string& place) {
   try {
     return Json::parse(text);
   } catch (const nlohmann::json::exception& e) {
-    throw_error("{}: expected JSON: {}", place, json_mistake(e, text));
+    throw_error("{}: expected JSON, found {}", place, json_mistake(e, text));
   }
 }
 

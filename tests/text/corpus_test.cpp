@@ -123,8 +123,9 @@ TEST(Questions, BothFormsAreReadAndErrorsNameTheLine) {
     return message_of([&] { read_questions(written("bad.jsonl", text)); });
   };
   const std::pair<const char*, const char*> mistakes[] = {
-      {"{\"query\": \"q\", \"choi", "line 1: expected JSON: it ends unfinished after 20 bytes"},
-      {"{\"query\": q}", "line 1: expected JSON: found 'q' at line 1, column 11"},
+      {"{\"query\": \"q\", \"choi",
+       "line 1: expected JSON, found text that ends unfinished after 20 bytes"},
+      {"{\"query\": q}", "line 1: expected JSON, found 'q' at line 1, column 11"},
       {"{\"query\": 1e999}", "range"},
       {"{}", "line 1: 'query' is missing"},
       {"{\"query\": 3}", "'query': expected text, found 3"},
