@@ -17,7 +17,7 @@ namespace {
 
 const Command* const commands[] = {
     &inspect_command, &generate_command, &eval_command,     &profile_command,
-    &plan_command,    &cut_command,      &compress_command,
+    &plan_command,    &cut_command,      &compress_command, &export_command,
 };
 
 void add_common_options(CLI::App& app, Context& context) {

@@ -32,8 +32,8 @@ std::string some_text(int n) {
   return text;
 }
 
-const std::vector<std::string> kCommands = {"inspect", "generate", "eval",    "profile",
-                                            "plan",    "cut",      "compress"};
+const std::vector<std::string> kCommands = {"inspect", "generate", "eval",     "profile",
+                                            "plan",    "cut",      "compress", "export"};
 
 TEST(Program, HelpOfEveryCommandHasItsExamples) {
   Outcome all = run({"--help"});
@@ -55,7 +55,8 @@ TEST(Program, UnknownCommandsAreNamedAndAnsweredWithTheNearest) {
     EXPECT_EQ(r.code, 2);
     return r.err;
   };
-  const std::string all = "ommands are inspect, generate, eval, profile, plan, cut, compress";
+  const std::string all =
+      "ommands are inspect, generate, eval, profile, plan, cut, compress, export";
   for (const auto& [typed, meant] :
        {std::pair{"comprss", "compress"}, {"Plan", "plan"}, {"evla", "eval"}}) {
     for (const auto& line :

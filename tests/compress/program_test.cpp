@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <set>
@@ -14,6 +15,7 @@
 #include "support/folder.h"
 #include "support/made_model.h"
 #include "support/program.h"
+#include "text/tokenizer.h"
 
 namespace mt {
 namespace {
@@ -351,6 +353,73 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   EXPECT_EQ(r.code, 2);
   EXPECT_SAYS(r.err, "another model");
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
+}
+
+TEST_F(CompressProgram, AnExportedFolderIsTheSameModel) {
+  for (const std::string name : {"tiny_llama_b", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3"}) {
+    SCOPED_TRACE(name);
+    const std::string source = copied(name), hf = folder / (name + ".hf");
+    auto r = run_program({"export", source, "-o", hf, "--type", "f32"});
+    ASSERT_EQ(r.code, 0) << r.err;
+    EXPECT_EQ(run_program({"export", source, "-o", hf}).code, 2) << "not empty";
+    EXPECT_EQ(run_program({"export", hf, "-o", hf, "--force"}).code, 2) << "its own input";
+    EXPECT_EQ(run_program({"export", source, "-o", folder.path().string(), "--force"}).code, 2);
+    auto written = [&](const std::string& model_path) {
+      const auto g = run_program(
+          {"generate", model_path, "--raw", "-p", "ab", "-n", "12", "--path", "exact", "--json"});
+      EXPECT_EQ(g.code, 0) << g.err;
+      return json::parse(g.out).at("ids");
+    };
+    EXPECT_EQ(written(hf), written(source));
+    // From the folder to a small GGUF without any other tool; as small and as good as from the
+    // GGUF.
+    auto compress = [&](const std::string& from, const std::string& out) {
+      const auto c = run_program(small({"compress", from, "--bpw", "7", "-o", folder / out, "--db",
+                                        folder / (out + ".db"), "--json"}));
+      EXPECT_EQ(c.code, 0) << c.err;
+      return json::parse(c.out).at("comparisons").at(0).at("kl_mean").at("value").get<double>();
+    };
+    const double from_folder = compress(hf, name + ".a.gguf"),
+                 direct = compress(source, name + ".b.gguf");
+    EXPECT_NEAR(from_folder, direct, 0.02 * direct);
+    const TensorFile a = read_gguf(folder / (name + ".a.gguf")),
+                     b = read_gguf(folder / (name + ".b.gguf"));
+    ASSERT_NE(a.get_strings("tokenizer.ggml.tokens"), nullptr);
+    EXPECT_EQ(*a.get_strings("tokenizer.ggml.tokens"), *b.get_strings("tokenizer.ggml.tokens"));
+  }
+}
+
+// SmolLM2 (MT_SMOLLM2 names its GGUF; `make demo` leaves one in models/): quantised, decoded to a
+// folder, and compressed from there.
+TEST_F(CompressProgram, SlowARealFolderLosesAsItsFile) {
+  const char* named = std::getenv("MT_SMOLLM2");
+  const std::string source =
+      named ? named : std::string(MT_SOURCE_DIR) + "/models/SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!fs::exists(source)) GTEST_SKIP() << source << " is not here";
+  const std::string hf = folder / "hf";
+  ASSERT_EQ(run_program({"export", source, "-o", hf}).code, 0);
+  auto compress = [&](const std::string& from, const std::string& out) {
+    const auto c = run_program({"compress", from, "--size", "75MB", "-o", folder / out, "--db",
+                                folder / (out + ".db"), "--windows", "4", "--proof-windows", "5",
+                                "--n-ctx", "64", "--measured", "4", "--no-html", "--json"});
+    EXPECT_EQ(c.code, 0) << c.err;
+    return json::parse(c.out);
+  };
+  const json a = compress(hf, "a.gguf"), b = compress(source, "b.gguf");
+  EXPECT_LE(fs::file_size(folder / "a.gguf"), 75'000'000u);
+  EXPECT_GT(fs::file_size(folder / "a.gguf"), 74'900'000u);
+  // The folder has no Q4_1 maps to keep, and the texts that the two write differ a little.
+  const auto kl = [](const json& r) {
+    return r.at("comparisons").at(0).at("kl_mean").at("value").get<double>();
+  };
+  EXPECT_LT(kl(a), 1.5 * kl(b));
+  EXPECT_GT(kl(a), kl(b) / 1.5);
+  // The same ids for the same text.
+  const TensorFile from_folder = read_gguf(folder / "a.gguf"), from_file = read_gguf(source);
+  const auto mine = Tokenizer::open(from_folder), its = Tokenizer::open(from_file);
+  for (const std::string text : {"The cat sat.", "  def f(x):\n\treturn x**2  # né",
+                                 "日本語 и русский 🙂🙂", "<|im_start|>user"})
+    EXPECT_EQ(mine->encode(text, true), its->encode(text, true)) << text;
 }
 
 // Root may write anywhere: what a user may not is tried as nobody.
