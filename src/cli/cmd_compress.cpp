@@ -85,6 +85,7 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
+  declare_feedback(app, options->session.settings.feedback);
   options->goal.declare(app);
   app.add_option("-o,--output", options->output, "The GGUF file to write")
       ->required()

@@ -25,6 +25,9 @@ int run(Context& context, const Options& options) {
                   {"--db", db_name(settings)}});
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
+  if (!options.imatrix.empty() && settings.feedback != Feedback::none)
+    throw_error(
+        "--feedback: an importance matrix does not hold what it needs; give --text instead");
   for (const Decision& d : plan.decisions)  // those that an edit may have brought in
     if (std::find(settings.types.begin(), settings.types.end(), d.chosen.dtype) ==
         settings.types.end())
@@ -80,6 +83,7 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
+  declare_feedback(app, options->session.settings.feedback);
   app.add_option("PLAN", options->plan, "A plan as 'microtome plan' writes it")->required();
   app.add_option("-o,--output", options->output, "The GGUF file to write")
       ->required()

@@ -55,6 +55,18 @@ void SessionOptions::declare(CLI::App& app) {
       ->type_name("N");
 }
 
+void declare_feedback(CLI::App& app, Feedback& feedback) {
+  app.add_option("--feedback", feedback,
+                 "Round with regard to how the errors of a row add up over the calibration text: "
+                 "none, independent (inputs as in the original) or sequential (as the layers "
+                 "already cut give them); minutes more (default: none)")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, Feedback>{{"none", Feedback::none},
+                                          {"independent", Feedback::independent},
+                                          {"sequential", Feedback::sequential}}))
+      ->type_name("HOW");
+}
+
 SessionSettings SessionOptions::resolved(const Goal* goal) const {
   SessionSettings s = settings;
   s.types = parse_types(types);

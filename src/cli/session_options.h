@@ -15,6 +15,9 @@ struct SessionOptions {
   SessionSettings resolved(const Goal* goal = nullptr) const;
 };
 
+// Of the commands that round weights.
+void declare_feedback(CLI::App& app, Feedback& feedback);
+
 // What a plan is asked for.
 struct GoalOptions {
   std::string size, type;

@@ -439,16 +439,20 @@ Model Session::cut(const Plan& plan) {
     });
   }
   const auto candidates = find_candidates(*model_, settings_.types, &profile());
+  if (settings_.feedback == Feedback::sequential) cut_.clear();  // each hangs on those before it
   Plan missing = plan;
   for (Decision& d : missing.decisions) {
     const auto known = cut_.find(key_of(plan, d.place));
     if (known != cut_.end() && known->second.dtype == d.chosen.dtype) d.chosen.keep = true;
   }
-  Model cut = cut_model(rt_, *model_, missing, [&](const std::string& tensor) -> RowWeights {
-    for (const Candidate& c : candidates.all)
-      if (c.key == key_of(plan, tensor)) return c.weights;
-    throw_error("'{}' is no place of {}", tensor, settings_.model.string());
-  });
+  Model cut = cut_model(
+      rt_, *model_, missing,
+      [&](const std::string& tensor) -> RowWeights {
+        for (const Candidate& c : candidates.all)
+          if (c.key == key_of(plan, tensor)) return c.weights;
+        throw_error("'{}' is no place of {}", tensor, settings_.model.string());
+      },
+      settings_.feedback, calibration().windows);
   std::map<std::string, Weight> made;
   for (LinearMap* map : linear_maps(cut))
     for (size_t i = 0; i < plan.decisions.size(); ++i) {
@@ -477,6 +481,9 @@ Comparison Session::measure(const std::string& part, const Windows& windows, con
   const std::string metric =
       part + " of plan " +
       sha256_hex(to_json(plan) + settings_.imatrix.string() +
+                 (settings_.feedback == Feedback::none
+                      ? std::string()
+                      : fmt::format("feedback {}", int(settings_.feedback))) +
                  (settings_.refine_steps > 0 ? fmt::format("refined {}", settings_.refine_steps)
                                              : std::string()));
   auto place = [&](int64_t window) { return fmt::format("{} window {}", part, window); };
@@ -534,6 +541,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.measured_kl_high = proof->kl_mean.high;
     r.measured_same_top = proof->same_top.value;
   }
+  r.feedback = settings_.feedback;
   r.refine_steps = settings_.refine_steps;
   if (const auto it = refined_.empty() ? refined_.end() : refined_.find(to_json(plan));
       it != refined_.end())

@@ -25,8 +25,9 @@ struct SessionSettings {
   int64_t n_windows = 0;           // calibration; 0: 24, or 36 for self-sampled text
   int64_t n_proof_windows = 0;     // 0: 12
   uint64_t seed = 1;
-  std::vector<Dtype> types;       // that the plan may choose from
-  int64_t n_measured = 24;        // places whose loss is measured, not only predicted
+  std::vector<Dtype> types;  // that the plan may choose from
+  int64_t n_measured = 24;   // places whose loss is measured, not only predicted
+  Feedback feedback = Feedback::none;
   int64_t refine_steps = 0;       // after the cut, before the proof
   bool aims = false;              // sets windows apart to plan against, for Session::aim
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)

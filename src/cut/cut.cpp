@@ -5,50 +5,165 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "cut/feedback.h"
+#include "run/forward.h"
 
 namespace mt {
 
-Model cut_model(const Runtime& rt, const Model& source, const Plan& plan,
-                const WeightsOf& weights) {
-  Model cut = source;
-  const std::string& file = source.file->path;
+namespace {
+
+using Decisions = std::map<std::string, const Decision*>;
+
+// Maps of the cut by name, without the head where the plan ties it to the embedding.
+std::map<std::string, LinearMap*> maps_to_decide(Model& cut, const Plan& plan) {
+  const std::string& file = cut.file->path;
   std::map<std::string, LinearMap*> maps;
   for (LinearMap* map : linear_maps(cut)) maps[map->name] = map;
+  if (plan.head != HeadPlan::tied) return maps;
+  if (!cut.head)
+    throw_error("the plan makes head and embedding one tensor, but {} has only one", file);
+  if (plan.tied_source == cut.head->name)
+    cut.embedding.weight = cut.head->weight;
+  else if (plan.tied_source != cut.embedding.name)
+    throw_error("the plan's tied_source is '{}': expected '{}' or '{}'", plan.tied_source,
+                cut.head->name, cut.embedding.name);
+  maps.erase(cut.head->name);
+  cut.head.reset();
+  return maps;
+}
 
-  if (plan.head == HeadPlan::tied) {
-    if (!cut.head)
-      throw_error("the plan makes head and embedding one tensor, but {} has only one", file);
-    if (plan.tied_source == cut.head->name)
-      cut.embedding.weight = cut.head->weight;
-    else if (plan.tied_source != cut.embedding.name)
-      throw_error("the plan's tied_source is '{}': expected '{}' or '{}'", plan.tied_source,
-                  cut.head->name, cut.embedding.name);
-    maps.erase(cut.head->name);
-    cut.head.reset();
-  }
-
-  std::set<std::string> decided;
-  uint64_t total = 0;
+Decisions decisions_of(const Plan& plan, const std::map<std::string, LinearMap*>& maps,
+                       const std::string& file) {
+  Decisions decisions;
   for (const Decision& d : plan.decisions) {
-    auto it = maps.find(d.place);
+    const auto it = maps.find(d.place);
     if (it == maps.end()) throw_error("the plan names '{}', which {} does not have", d.place, file);
-    if (!decided.insert(d.place).second) throw_error("the plan decides '{}' twice", d.place);
-    total += static_cast<uint64_t>(it->second->weight.rows * it->second->weight.cols);
+    if (!decisions.emplace(d.place, &d).second) throw_error("the plan decides '{}' twice", d.place);
+    const Weight& w = it->second->weight;
+    const DtypeInfo& format = info(d.chosen.dtype);
+    if (!d.chosen.keep && d.chosen.dtype != w.dtype &&
+        (!format.encodes || w.cols % format.block_length))
+      throw_error("the plan asks for {} in '{}', whose rows of {} it cannot hold", format.name,
+                  d.place, w.cols);
   }
   for (const auto& [name, map] : maps)
-    if (!decided.contains(name)) throw_error("the plan says nothing about '{}' of {}", name, file);
+    if (!decisions.contains(name))
+      throw_error("the plan says nothing about '{}' of {}", name, file);
+  return decisions;
+}
 
-  Progress progress("cutting", total);
-  for (const Decision& d : plan.decisions) {
-    Weight& w = maps[d.place]->weight;
-    if (!d.chosen.keep && d.chosen.dtype != w.dtype) {
-      const DtypeInfo& format = info(d.chosen.dtype);
-      if (!format.encodes || w.cols % format.block_length)
-        throw_error("the plan asks for {} in '{}', whose rows of {} it cannot hold", format.name,
-                    d.place, w.cols);
-      w = encode_weight(rt, w, d.chosen.dtype, weights(d.place));
+// Carries decisions out, one map at a time.
+class Cutter {
+ public:
+  Cutter(const Runtime& rt, Model& cut, const Plan& plan, const WeightsOf& weights)
+      : rt_(rt),
+        weights_(weights),
+        maps_(maps_to_decide(cut, plan)),
+        decisions_(decisions_of(plan, maps_, cut.file->path)),
+        progress_("cutting", total()) {}
+
+  bool changes(const LinearMap& map) const {
+    const auto it = decisions_.find(map.name);
+    return it != decisions_.end() && !it->second->chosen.keep &&
+           it->second->chosen.dtype != map.weight.dtype;
+  }
+  void encode(LinearMap& map, const Curvature* curvature = nullptr) {
+    const auto it = decisions_.find(map.name);
+    if (it == decisions_.end()) return;
+    Weight& w = map.weight;
+    if (changes(map)) {
+      const Dtype dtype = it->second->chosen.dtype;
+      w = curvature ? encode_with_feedback(rt_, w, dtype, *curvature, weights_(map.name), &stats_)
+                    : encode_weight(rt_, w, dtype, weights_(map.name));
     }
-    progress.advance(static_cast<uint64_t>(w.rows * w.cols));
+    progress_.advance(static_cast<uint64_t>(w.rows * w.cols));
+  }
+
+ private:
+  uint64_t total() const {
+    uint64_t n = 0;
+    for (const auto& [name, map] : maps_)
+      n += static_cast<uint64_t>(map->weight.rows * map->weight.cols);
+    return n;
+  }
+
+  const Runtime& rt_;
+  const WeightsOf& weights_;
+  std::map<std::string, LinearMap*> maps_;
+  Decisions decisions_;
+  FeedbackStats stats_;
+  Progress progress_;
+};
+
+// The layers one after another: inputs are gathered, maps rounded with them, and the stream
+// carried past the layer.
+void cut_layers(const Runtime& rt, const Model& source, Model& cut, bool sequential,
+                const std::vector<std::vector<int32_t>>& windows, Cutter& cutter) {
+  const Model& shown = sequential ? cut : source;
+  std::vector<MatrixBuffer> streams;
+  auto run = [&](size_t window, int64_t step, int64_t end, const Tap& tap) {
+    const Chunk chunk{0, windows[window]};
+    KvCache cache(shown, 1, std::ssize(chunk.tokens));
+    ForwardOptions options{.path = Path::bf16, .tap = tap, .first_step = step, .end_step = end};
+    if (step > 0) options.stream = &streams[window];
+    return forward(rt, shown, cache, {&chunk, 1}, options);
+  };
+  for (size_t s = 0; s < cut.steps.size(); ++s) {
+    const auto step = static_cast<int64_t>(s);
+    if (step == 0) streams.resize(windows.size());
+    struct Group {
+      std::vector<LinearMap*> maps;
+      std::unique_ptr<SecondMoment> moment;
+    };
+    std::map<Point, Group> groups;
+    auto join = [&](Point point, std::initializer_list<LinearMap*> maps) {
+      for (LinearMap* map : maps)
+        if (cutter.changes(*map)) {
+          Group& g = groups[point];
+          if (!g.moment) g.moment = std::make_unique<SecondMoment>(map->weight.cols);
+          g.maps.push_back(map);
+        } else {
+          cutter.encode(*map);
+        }
+    };
+    for (Site& site : cut.steps[s].sites) {
+      if (auto* a = std::get_if<Attention>(&site.what)) {
+        join(Point::attn_in, {&a->q, &a->k, &a->v});
+        join(Point::attn_out, {&a->o});
+      } else {
+        auto& f = std::get<Mlp>(site.what);
+        join(Point::mlp_in, {&f.gate, &f.up});
+        join(Point::mlp_act, {&f.down});
+      }
+    }
+    std::vector<MatrixBuffer> next(windows.size());
+    for (size_t w = 0; w < windows.size(); ++w)
+      next[w] = run(w, step, step + 1, [&](Point point, int64_t, Matrix x) {
+        if (const auto it = groups.find(point); it != groups.end()) it->second.moment->add(rt, x);
+      });
+    for (auto& [point, group] : groups) {
+      const Curvature curvature = Curvature::of(rt, *group.moment);
+      group.moment.reset();
+      for (LinearMap* map : group.maps) cutter.encode(*map, &curvature);
+    }
+    if (sequential && !groups.empty())
+      for (size_t w = 0; w < windows.size(); ++w) next[w] = run(w, step, step + 1, {});
+    streams = std::move(next);
+  }
+}
+
+}  // namespace
+
+Model cut_model(const Runtime& rt, const Model& source, const Plan& plan, const WeightsOf& weights,
+                Feedback feedback, const std::vector<std::vector<int32_t>>& windows) {
+  Model cut = source;
+  Cutter cutter(rt, cut, plan, weights);
+  cutter.encode(cut.embedding);
+  const bool by_layer = feedback != Feedback::none;
+  if (by_layer) cut_layers(rt, source, cut, feedback == Feedback::sequential, windows, cutter);
+  for (LinearMap* map : linear_maps(cut)) {
+    const bool of_layer = map != &cut.embedding && (!cut.head || map != &*cut.head);
+    if (map != &cut.embedding && !(of_layer && by_layer)) cutter.encode(*map);
   }
   return cut;
 }
@@ -164,6 +279,9 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
     set("microtome.kl.measured_high", receipt.measured_kl_high);
     set("microtome.same_top.measured", receipt.measured_same_top);
   }
+  if (receipt.feedback != Feedback::none)
+    set("microtome.feedback",
+        std::string(receipt.feedback == Feedback::sequential ? "sequential" : "independent"));
   if (receipt.refine_steps > 0) {
     set("microtome.refine.steps", receipt.refine_steps);
     set("microtome.refine.kl_first", receipt.refine_first_kl);

@@ -13,10 +13,17 @@ namespace mt {
 // The error weights of a tensor that is written under this name.
 using WeightsOf = std::function<RowWeights(const std::string& tensor)>;
 
+// Rounding with regard to how errors add up (cut/feedback.h), for the maps of the layers: their
+// inputs are the original's, or what the layers already cut make of the text.
+enum class Feedback { none, independent, sequential };
+
 // The model with every decision of the plan carried out; its new weights lie in memory, all else
-// is shared with the source. Throws Error where the plan names a tensor the model lacks, leaves
-// one out, or asks for a format that cannot hold it.
-Model cut_model(const Runtime& rt, const Model& source, const Plan& plan, const WeightsOf& weights);
+// is shared with the source. With feedback layer after layer over `windows`: peak memory is their
+// streams and the second moments of one layer. Throws Error where the plan names a tensor the model
+// lacks, leaves one out, or asks for a format that cannot hold it.
+Model cut_model(const Runtime& rt, const Model& source, const Plan& plan, const WeightsOf& weights,
+                Feedback feedback = Feedback::none,
+                const std::vector<std::vector<int32_t>>& windows = {});
 
 // What the output says of its own making, as metadata under "microtome.".
 struct Receipt {
@@ -34,6 +41,7 @@ struct Receipt {
   double measured_kl = 0;
   double measured_kl_low = 0, measured_kl_high = 0;
   double measured_same_top = 0;
+  Feedback feedback = Feedback::none;
   int64_t refine_steps = 0;                        // 0: not refined, and nothing is said of it
   double refine_first_kl = 0, refine_last_kl = 0;  // on calibration text
 };

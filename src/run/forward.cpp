@@ -174,7 +174,9 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
           ropes.emplace_back(*a, low, high - low);
 
   MatrixBuffer normed(n, model.d_model), update(n, model.d_model);
-  for (size_t i = static_cast<size_t>(options.first_step); i < model.steps.size(); ++i) {
+  const bool whole = options.end_step < 0;
+  const size_t end = whole ? model.steps.size() : static_cast<size_t>(options.end_step);
+  for (size_t i = static_cast<size_t>(options.first_step); i < end; ++i) {
     const Step& step = model.steps[i];
     for (const Site& site : step.sites) {
       rms_norm(rt, stream, site.norm, model.norm_epsilon, normed);
@@ -191,8 +193,10 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
     }
     if (options.tap) options.tap(Point::stream, step.layer, stream);
   }
-  rms_norm(rt, stream, model.final_norm, model.norm_epsilon, stream);
-  if (options.tap) options.tap(Point::head_in, model.n_layers, stream);
+  if (whole) {
+    rms_norm(rt, stream, model.final_norm, model.norm_epsilon, stream);
+    if (options.tap) options.tap(Point::head_in, model.n_layers, stream);
+  }
   for (const Span& s : spans) kv.lengths[static_cast<size_t>(s.sequence)] = s.first + s.n;
   return stream;
 }

@@ -74,6 +74,8 @@ struct ForwardOptions {
   // the cache of the earlier layers is then left as it is. nullptr: from the embedding.
   int64_t first_step = 0;
   const MatrixBuffer* stream = nullptr;
+  // Stop before this step and return the stream as it is there, not normed; -1: to the end.
+  int64_t end_step = -1;
 };
 
 // Runs the chunks (at most one a sequence) as one batch and appends to the cache. Returns the
