@@ -4,6 +4,7 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -22,7 +23,11 @@ void relax() {
 
 struct ThreadPool::Team {
   explicit Team(int n) : n_threads(n) {
-    for (int t = 1; t < n; ++t) workers.emplace_back([this, t] { work(t); });
+    try {
+      for (int t = 1; t < n; ++t) workers.emplace_back([this, t] { work(t); });
+    } catch (const std::system_error&) {
+      n_threads = static_cast<int>(workers.size()) + 1;  // as many as the system gives
+    }
   }
   ~Team() {
     {

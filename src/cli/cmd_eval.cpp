@@ -259,7 +259,7 @@ Run add(CLI::App& app) {
       ->type_name("NATS");
   app.add_option("--qa", o->qa,
                  "Score multiple-choice questions by log-likelihood: JSON lines of query, choices, "
-                 "gold; or question, mc1_targets")
+                 "gold; or TruthfulQA's array of question and mc1_targets")
       ->type_name("FILE");
   app.add_option("--qa-separator", o->separator, "Between question and choice")
       ->type_name("TEXT")

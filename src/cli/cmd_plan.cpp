@@ -59,8 +59,9 @@ int run(Context& context, const Options& options) {
   context.print(fmt::format(
       "{}: {} bytes, predicted KL {} nats a token{}\n{}plan: {}\n", printable(plan.goal),
       grouped(plan.predicted_bytes), readable_number(plan.predicted_kl),
-      plan.optimality_gap < 0
-          ? ""
+      plan.optimality_gap < 0 ? ""
+      : plan.optimality_gap < 1e-6
+          ? " (optimal)"
           : fmt::format(" (optimal within {:.2g} %)", 100 * plan.optimality_gap),
       plan.note.empty() ? "" : plan.note + "\n", printable(options.output.string())));
   return exit_done;

@@ -56,14 +56,16 @@ void SessionOptions::declare(CLI::App& app) {
 }
 
 void declare_feedback(CLI::App& app, Feedback& feedback) {
-  app.add_option("--feedback", feedback,
-                 "Round with regard to how the errors of a row add up over the calibration text: "
-                 "none, independent (inputs as in the original) or sequential (as the layers "
-                 "already cut give them); minutes more (default: none)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, Feedback>{{"none", Feedback::none},
-                                          {"independent", Feedback::independent},
-                                          {"sequential", Feedback::sequential}}))
+  app.add_option_function<std::string>(
+         "--feedback",
+         [&feedback](const std::string& how) {
+           feedback = how == "none"          ? Feedback::none
+                      : how == "independent" ? Feedback::independent
+                                             : Feedback::sequential;
+         },
+         "Round with regard to how the errors of a row add up over the calibration text, with the "
+         "inputs of the original or of the layers already cut; minutes more (default: none)")
+      ->check(CLI::IsMember({"none", "independent", "sequential"}))
       ->type_name("HOW");
 }
 
@@ -119,6 +121,7 @@ Goal GoalOptions::resolved() const {
 
 void check_output(const std::filesystem::path& output, const std::filesystem::path& input,
                   bool force) {
+  if (output.empty()) throw_error("-o: the name of the output is empty");
   std::error_code none;
   if (std::filesystem::exists(output, none)) {
     if (std::filesystem::equivalent(output, input, none))

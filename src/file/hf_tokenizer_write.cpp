@@ -266,8 +266,11 @@ void write_hf_tokenizer(const std::filesystem::path& folder, const TensorFile& f
     e.fail("tokenizer.ggml.model", "gpt2 or llama", "'" + printable(model) + "'");
   const Json tokenizer = model == "gpt2" ? e.byte_level() : e.sentence_piece();
   if (model == "llama") write_text(folder / "tokenizer.model", e.pieces());
-  write_text(folder / "tokenizer.json", tokenizer.dump(1) + "\n");
-  write_text(folder / "tokenizer_config.json", e.settings(config).dump(2) + "\n");
+  write_text(folder / "tokenizer.json",
+             tokenizer.dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  write_text(
+      folder / "tokenizer_config.json",
+      e.settings(config).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace mt

@@ -77,7 +77,7 @@ TensorSource source_of(const TensorFile& file, const Tensor& t, const HfName& na
 
 void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& json) {
   AtomicFile out(path);
-  out.write(json.dump(2) + "\n");
+  out.write(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   out.commit();
 }
 

@@ -310,7 +310,7 @@ void write_safetensors(const std::filesystem::path& path,
   }
   if (auto twice = find_duplicate(std::move(names)))
     fail("tensors", "every name once", "'" + printable(*twice) + "' twice");
-  std::string text = header.dump();
+  std::string text = header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   text.resize(round_up(text.size(), 8), ' ');
   const uint64_t length = text.size();
   AtomicFile file(path);

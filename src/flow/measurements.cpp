@@ -149,7 +149,8 @@ class Statement {
   }
   int64_t integer(int column) const { return sqlite3_column_int64(statement_, column); }
   double real(int column) const {
-    if (sqlite3_column_type(statement_, column) == SQLITE_NULL)
+    const int type = sqlite3_column_type(statement_, column);
+    if (type != SQLITE_FLOAT && type != SQLITE_INTEGER)  // NULL stands for NaN; else it is damage
       return std::numeric_limits<double>::quiet_NaN();
     return sqlite3_column_double(statement_, column);
   }

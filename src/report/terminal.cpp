@@ -148,9 +148,9 @@ void headline(Page& page, const Report& r) {
                                     : 0.0));
   page.fact("bits per weight", fmt::format("{:.3f} → {:.3f}", r.source_bits, r.output_bits));
   const std::string optimal =
-      r.optimality_gap < 0    ? ""
-      : r.optimality_gap == 0 ? " (optimal)"
-                              : fmt::format(" (optimal within {:.2g} %)", 100 * r.optimality_gap);
+      r.optimality_gap < 0      ? ""
+      : r.optimality_gap < 1e-6 ? " (optimal)"
+                                : fmt::format(" (optimal within {:.2g} %)", 100 * r.optimality_gap);
   page.fact("predicted KL", readable_number(r.predicted_kl) + optimal);
 }
 
