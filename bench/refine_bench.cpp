@@ -10,9 +10,9 @@
 #include "cut/refine.h"
 #include "model/open.h"
 
-// The time of a refinement step: refine_bench MODEL [TYPE [TOKENS [STEPS [bf16]]]]. Every map of the model
-// is rounded to TYPE (Q4_0), then refined on windows of random tokens, with the products of
-// each path. CPU seconds are those of all threads; the first step, which warms caches and
+// The time of a refinement step: refine_bench MODEL [TYPE [TOKENS [STEPS [bf16]]]]. Every map of
+// the model is rounded to TYPE (Q4_0), then refined on windows of random tokens, with the products
+// of each path. CPU seconds are those of all threads; the first step, which warms caches and
 // memory, is not counted.
 int main(int argc, char** argv) {
   using namespace mt;

@@ -102,8 +102,8 @@ Plan plan_from_json(const std::string& text, const std::string& path) {
   const Json json = parse_json(text, path);
   const Fields fields(
       json, path, "",
-      {"microtome_plan", "model_name", "model_sha256", "goal", "aimed_on", "head", "tied_source", "fixed_bytes",
-       "predicted_bytes", "predicted_kl", "optimality_gap", "note", "places"});
+      {"microtome_plan", "model_name", "model_sha256", "goal", "aimed_on", "head", "tied_source",
+       "fixed_bytes", "predicted_bytes", "predicted_kl", "optimality_gap", "note", "places"});
   const int64_t written = fields.integer("microtome_plan", 1, INT64_MAX, format_version);
   if (written != format_version)
     throw_error("{}: version {} of the plan format, this program reads {}",
