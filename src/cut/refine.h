@@ -13,8 +13,9 @@ namespace mt {
 
 struct RefineSettings {
   int64_t steps = 80;
-  // Short windows are taken together until a step has read so many tokens.
-  int64_t step_tokens = 512;
+  // Short windows are taken together while a step has not read so many tokens. More steps of fewer
+  // tokens end lower for the same time (docs/results.md), so that is a window of sampled text.
+  int64_t step_tokens = 256;
   uint64_t seed = 1;  // of the order of the windows
   // How far a parameter moves in a step, relative to its own size at the start.
   double scale_step = 5e-4;
