@@ -134,17 +134,17 @@ void attend_backward(const Runtime& rt, const Attention& a, ConstMatrix q, Const
         const Matrix target = of_values ? dvalue : dkey;
         if (first == kv * group)
           for (int64_t j = begin; j < end; ++j) std::fill_n(target.row(j), d, 0.0f);
-        alignas(64) float turned[kTile * kTile];
+        alignas(64) float turned[2][kTile * kPanel];  // 32 queries each, side by side
         alignas(64) float staged[kTile * kPanel];
         for (int64_t h = 0; h < heads; ++h)
           for (int64_t r0 = begin; r0 < n; r0 += kTile) {
-            const int64_t r1 = std::min(r0 + kTile, n), rows = r1 - r0;
-            const int64_t low = std::max(begin, first_key(a, r0)), high = std::min(end, r1);
+            const int64_t rows = std::min(kTile, n - r0);
+            const int64_t low = std::max(begin, first_key(a, r0)), high = std::min(end, r0 + rows);
             if (low >= high) continue;
             const MatrixBuffer& m = of_values ? p : ds;
-            for (int64_t r = 0; r < rows; ++r)
-              for (int64_t j = low; j < high; ++j)
-                turned[(j - low) * kTile + r] = m.row(h * n + r0 + r)[j];
+            for (int64_t r = 0; r < rows; r += kPanel)
+              k.transpose_panel(std::min(kPanel, rows - r), high - low, m.row(h * n + r0 + r) + low,
+                                n, turned[r / kPanel]);
             auto x = cols(of_values ? dout : q, first + h);
             for (int64_t c = 0; c < d; c += kPanel) {
               const int64_t w = std::min(kPanel, d - c);
@@ -152,8 +152,9 @@ void attend_backward(const Runtime& rt, const Attention& a, ConstMatrix q, Const
                 std::copy_n(x.row(r0 + r) + c, w, staged + r * kPanel);
                 std::fill(staged + r * kPanel + w, staged + (r + 1) * kPanel, 0.0f);
               }
-              k.gemm_panel(high - low, w, rows, turned, kTile, staged, kPanel, target.row(low) + c,
-                           target.stride, true);
+              for (int64_t r = 0; r < rows; r += kPanel)
+                k.gemm_panel(high - low, w, std::min(kPanel, rows - r), turned[r / kPanel], kPanel,
+                             staged + r * kPanel, kPanel, target.row(low) + c, target.stride, true);
             }
           }
       });
