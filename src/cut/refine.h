@@ -13,8 +13,9 @@ namespace mt {
 
 struct RefineSettings {
   int64_t steps = 80;
-  // Short windows are taken together while a step has not read so many tokens. More steps of fewer
-  // tokens end lower for the same time (docs/results.md), so that is a window of sampled text.
+  // Short windows are taken together while a step has not read so many tokens. One window of
+  // sampled text: a step then costs half, and for the same tokens the loss is no higher
+  // (docs/results.md).
   int64_t step_tokens = 256;
   uint64_t seed = 1;  // of the order of the windows
   // How far a parameter moves in a step, relative to its own size at the start.
