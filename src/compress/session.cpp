@@ -19,9 +19,7 @@
 #include "file/open.h"
 #include "measure/moments.h"
 #include "measure/place_loss.h"
-#include "measure/self_text.h"
 #include "model/open.h"
-#include "text/corpus.h"
 
 namespace mt {
 namespace {
@@ -29,17 +27,6 @@ namespace {
 constexpr int64_t kRowsPredicted = 192;  // of a tensor, per format
 constexpr int64_t kGoalBytes = 160;
 constexpr const char* kNoHash = "0000000000000000000000000000000000000000000000000000000000000000";
-
-std::vector<float> as_floats(const std::vector<int32_t>& ids) {  // exact below 2^24
-  return {ids.begin(), ids.end()};
-}
-std::vector<int32_t> as_ids(const std::vector<float>& values) {
-  return {values.begin(), values.end()};
-}
-
-Windows first_windows(const Windows& windows, int64_t n) {
-  return {windows.begin(), windows.begin() + std::min<std::ptrdiff_t>(n, std::ssize(windows))};
-}
 
 // Bytes of the source's file as GGUF would hold it (a Hugging Face folder has no single file).
 int64_t source_bytes(const TensorFile& file) {
@@ -57,13 +44,6 @@ int64_t elements(const Tensor& t) {
   int64_t n = 1;
   for (int64_t d : t.shape) n *= d;
   return n;
-}
-
-std::string hash_of(const Windows& windows) {
-  std::string text;
-  for (const auto& window : windows)
-    for (int32_t id : window) text += std::to_string(id) + " ";
-  return sha256_hex(text);
 }
 
 int64_t padded(int64_t bytes) {
@@ -84,124 +64,9 @@ Session::Session(const Runtime& rt, SessionSettings settings)
 Session::~Session() = default;
 
 const Calibration& Session::calibration() {
-  if (calibration_) return *calibration_;
-  const bool own = settings_.texts.empty();
-  const int64_t n_ctx = settings_.n_ctx ? settings_.n_ctx : own ? 256 : 512;
-  const int64_t n_windows = settings_.n_windows ? settings_.n_windows : own ? 36 : 24;
-  const int64_t n_proof = settings_.n_proof_windows ? settings_.n_proof_windows : 12;
-  calibration_ = own ? sample_calibration(n_windows, n_proof, n_ctx)
-                     : read_calibration(n_windows, n_proof, n_ctx);
-  db_->select_run(
-      sha256_, calibration_->sha256,
-      fmt::format("{} windows of {} tokens, {} for the proof, seed {}",
-                  calibration_->windows.size(), n_ctx, calibration_->proof.size(), settings_.seed));
+  if (!calibration_)
+    calibration_ = make_calibration(rt_, *model_, sha256_, *tokenizer_, settings_, *db_);
   return *calibration_;
-}
-
-Calibration Session::sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx) {
-  const std::string what = fmt::format("sampled from the model: seed {}, {} sequences of {} tokens",
-                                       settings_.seed, n_windows + n_proof, n_ctx);
-  Calibration c{.name = "sampled from the model",
-                .sha256 = sha256_hex(what),
-                .windows = {},
-                .proof = {},
-                .aim = {},
-                .aim_name = {},
-                .refine = {}};
-  db_->select_run(sha256_, c.sha256, what);
-  c.windows = sample(0, n_windows + n_proof, n_ctx);
-  c.proof.assign(c.windows.begin() + n_windows, c.windows.end());
-  c.windows.resize(static_cast<size_t>(n_windows));
-  if (settings_.refine_steps > 0) c.refine = c.windows;
-  if (!settings_.aims) return c;
-  // In a run of their own: the other goals' measurements stay valid.
-  db_->select_run(sha256_, c.sha256, what + ", and those to plan against");
-  c.aim = sample(n_windows + n_proof, n_proof, n_ctx);
-  c.aim_name = "windows of text sampled from the model, none of them the proof's";
-  return c;
-}
-
-// Sequences first .. first+n-1, in the selected run.
-Windows Session::sample(int64_t first, int64_t n, int64_t n_ctx) {
-  Windows sequences;
-  // In groups: a killed run loses at most one.
-  constexpr int64_t kGroup = 24;
-  auto place = [](int64_t i) { return fmt::format("sequence {}", i); };
-  for (const int64_t end = first + n; first < end; first += kGroup) {
-    const int64_t count = std::min(kGroup, end - first);
-    if (!db_->vector(place(first + count - 1), "tokens")) {
-      auto text = sample_self_text(rt_, *model_, *tokenizer_,
-                                   {.seed = settings_.seed, .n_tokens = n_ctx}, first, count);
-      db_->begin();
-      for (int64_t i = 0; i < count; ++i)
-        db_->put(place(first + i), "tokens", as_floats(text[static_cast<size_t>(i)]));
-      db_->commit();
-    }
-    for (int64_t i = first; i < first + count; ++i) {
-      auto tokens = db_->vector(place(i), "tokens");
-      if (!tokens || std::ssize(*tokens) != n_ctx ||
-          !std::all_of(tokens->begin(), tokens->end(),
-                       [&](float id) { return id >= 0 && id < float(model_->n_vocab); }))
-        throw_error("{}: '{}' is damaged; delete the file or name another with --db",
-                    settings_.db.string(), place(i));
-      sequences.push_back(as_ids(*tokens));
-    }
-  }
-  return sequences;
-}
-
-Calibration Session::read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx) {
-  std::vector<TextSource> sources;
-  Calibration c;
-  for (const auto& text : settings_.texts) {
-    sources.push_back(parse_text_source(text));
-    c.name += (c.name.empty() ? "" : " + ") + sources.back().path.filename().string();
-  }
-  const auto all = windows_of_files(*tokenizer_, sources, n_ctx);
-  // Evenly over the whole text; of the windows taken, the proof's evenly among them.
-  const int64_t taken = std::min(all.count(), n_windows + n_proof);
-  if (taken < 2)
-    throw_error(
-        "--text: {} tokens give {} windows of {}: expected at least 2; give more text or a "
-        "smaller --n-ctx",
-        all.tokens.size(), all.count(), n_ctx);
-  const int64_t proof = std::max<int64_t>(1, taken * n_proof / (n_windows + n_proof));
-  std::vector<bool> free(static_cast<size_t>(all.count()), true);  // to refine on
-  std::vector<bool> unused = free;
-  for (int64_t i = 0; i < taken; ++i) {
-    const int64_t at = i * all.count() / taken;
-    auto window = all.window(at);
-    const bool held_out = (i + 1) * proof / taken > i * proof / taken;
-    (held_out ? c.proof : c.windows).emplace_back(window.begin(), window.end());
-    if (held_out) free[static_cast<size_t>(at)] = false;
-    unused[static_cast<size_t>(at)] = false;
-  }
-  // n of those marked, evenly apart; all of them where there are fewer.
-  auto take = [&](const std::vector<bool>& marked, int64_t n, Windows& to) {
-    std::vector<int64_t> others, chosen;
-    for (int64_t i = 0; i < all.count(); ++i)
-      if (marked[static_cast<size_t>(i)]) others.push_back(i);
-    n = std::min(n, std::ssize(others));
-    for (int64_t i = 0; i < n; ++i) {
-      chosen.push_back(others[static_cast<size_t>(i * std::ssize(others) / n)]);
-      auto window = all.window(chosen.back());
-      to.emplace_back(window.begin(), window.end());
-    }
-    return chosen;
-  };
-  if (settings_.aims) {
-    c.aim_name = "windows of " + c.name + ", none of them the proof's";
-    for (int64_t i : take(unused, proof, c.aim)) free[static_cast<size_t>(i)] = false;
-    if (std::ssize(c.aim) < proof) {  // the text is used up
-      c.aim = c.windows;
-      c.aim_name = "calibration windows of " + c.name;
-    }
-  }
-  take(free, settings_.refine_steps, c.refine);
-  std::string weights;
-  for (const auto& source : sources) weights += fmt::format(" {}", source.weight);
-  c.sha256 = sha256_hex(all.sha256 + weights);
-  return c;
 }
 
 const Profile& Session::profile() {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "compress/calibration.h"
 #include "compress/places.h"
 #include "cut/cut.h"
 #include "cut/refine.h"
@@ -17,19 +18,12 @@
 
 namespace mt {
 
-struct SessionSettings {
+struct SessionSettings : CalibrationSettings {
   std::filesystem::path model;
-  std::filesystem::path db;        // empty: Measurements::default_path
-  std::vector<std::string> texts;  // files, "FILE" or "FILE:weight"; none: self-sampled
-  int64_t n_ctx = 0;               // of a window; 0: 512, or 256 for self-sampled text
-  int64_t n_windows = 0;           // calibration; 0: 24, or 36 for self-sampled text
-  int64_t n_proof_windows = 0;     // 0: 12
-  uint64_t seed = 1;
+  std::filesystem::path db;  // empty: Measurements::default_path
   std::vector<Dtype> types;  // that the plan may choose from
   int64_t n_measured = 24;   // places whose loss is measured, not only predicted
   Feedback feedback = Feedback::none;
-  int64_t refine_steps = 0;       // after the cut, before the proof
-  bool aims = false;              // sets windows apart to plan against, for Session::aim
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
 
@@ -40,17 +34,6 @@ struct Goal {
   std::optional<double> max_kl;
   std::optional<Dtype> uniform;
   std::string text;  // as asked, for people: "--size 75MB"
-};
-
-// Calibration text: token windows, some of them set aside for the proof.
-struct Calibration {
-  std::string name;  // for people: "wiki.utf8 + c4.utf8", "sampled from the model"
-  std::string sha256;
-  Windows windows;
-  Windows proof;
-  Windows aim;           // where it is asked for: as many as the proof's, none of them the proof's
-  std::string aim_name;  // for people: what they are and what they are not
-  Windows refine;  // where refinement is asked for: as many as there are steps, of no other part
 };
 
 // The main flow over one model, stage by stage: every stage finds in the database what an earlier
@@ -110,9 +93,6 @@ class Session {
   std::string misfits(const Plan& plan, Dtype dtype) const;
   Comparison measure(const std::string& part, const Windows& windows, const Plan& plan,
                      const Model& cut);
-  Windows sample(int64_t first, int64_t n, int64_t n_ctx);
-  Calibration sample_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
-  Calibration read_calibration(int64_t n_windows, int64_t n_proof, int64_t n_ctx);
   int64_t n_weights() const;  // of all tensors
   int64_t metadata_bytes();   // of the file, all that is not tensors
 

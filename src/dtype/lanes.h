@@ -106,25 +106,27 @@ MT_INLINE VF<W> half_step(VF<W> a) {
 template <int W>
 MT_INLINE float largest_lane(VF<W> v) {
   if constexpr (W == 16) {
-    v = vmax<W>(v,
-                __builtin_shuffle(v, VI<W>{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-    v = vmax<W>(v, __builtin_shuffle(v, VI<W>{4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3}));
+    v = vmax<W>(
+        v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = vmax<W>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
   } else if constexpr (W == 8) {
-    v = vmax<W>(v, __builtin_shuffle(v, VI<W>{4, 5, 6, 7, 0, 1, 2, 3}));
+    v = vmax<W>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   }
   return std::max(std::max(v[0], v[1]), std::max(v[2], v[3]));
 }
 
 template <int W>
+MT_INLINE VI<W> vmin(VI<W> a, VI<W> b) {
+  return a < b ? a : b;
+}
+template <int W>
 MT_INLINE int smallest_lane(VI<W> v) {
   if constexpr (W == 16) {
-    const VI<W> half = __builtin_shuffle(v, VI<W>{8, 9, 10, 11, 12, 13, 14, 15});
-    v = v < half ? v : half;
-    const VI<W> quarter = __builtin_shuffle(v, VI<W>{4, 5, 6, 7});
-    v = v < quarter ? v : quarter;
+    v = vmin<W>(
+        v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = vmin<W>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 3));
   } else if constexpr (W == 8) {
-    const VI<W> half = __builtin_shuffle(v, VI<W>{4, 5, 6, 7});
-    v = v < half ? v : half;
+    v = vmin<W>(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3));
   }
   return std::min(std::min(v[0], v[1]), std::min(v[2], v[3]));
 }

@@ -238,6 +238,8 @@ class SqliteMeasurements final : public Measurements {
       sqlite3_exec(c_.db, "ROLLBACK", nullptr, nullptr, nullptr);
   }
 
+  std::filesystem::path path() const override { return c_.path; }
+
   void select_run(const std::string& model_sha256, const std::string& corpus_sha256,
                   const std::string& settings) override {
     auto find = [&]() -> int64_t {

@@ -21,6 +21,7 @@ class Measurements {
                                             const std::string& model_sha256);
   virtual ~Measurements() = default;
 
+  virtual std::filesystem::path path() const = 0;  // for messages
   // Selects (creating if new) the run that the calls below read and write.
   virtual void select_run(const std::string& model_sha256, const std::string& corpus_sha256,
                           const std::string& settings) = 0;

@@ -25,15 +25,15 @@ class SessionTest : public testing::Test {
 
   // Little text, so that a session takes a fraction of a second.
   SessionSettings small(const std::filesystem::path& model) {
-    return {.model = model,
-            .db = folder.path() / (model.filename().string() + ".db"),
-            .texts = {},
-            .n_ctx = 40,
-            .n_windows = 6,
-            .n_proof_windows = 4,
-            .types = default_types(),
-            .n_measured = 6,
-            .imatrix = {}};
+    SessionSettings settings;
+    settings.n_ctx = 40;
+    settings.n_windows = 6;
+    settings.n_proof_windows = 4;
+    settings.model = model;
+    settings.db = folder.path() / (model.filename().string() + ".db");
+    settings.types = default_types();
+    settings.n_measured = 6;
+    return settings;
   }
   std::filesystem::path tiny(const std::string& name) {
     return std::string(MT_TEST_DATA) + "/" + name + ".gguf";
