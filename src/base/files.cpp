@@ -2,12 +2,15 @@
 
 #include <fcntl.h>
 #include <openssl/evp.h>
+#include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <utility>
 
@@ -44,11 +47,55 @@ MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
+namespace {
+
+constexpr std::string_view kTemporaryEnd = ".tmp";
+
+std::filesystem::path folder_of(const std::filesystem::path& path) {
+  return path.parent_path().empty() ? std::filesystem::path(".") : path.parent_path();
+}
+
+// Temporaries of `path` begin so. A long name is cut, to leave room for the rest.
+std::string temporary_start(const std::filesystem::path& path) {
+  return "." + path.filename().string().substr(0, 200) + ".microtome-";
+}
+
+// A process that has ended holds no lock; one of another machine or container, whose number says
+// nothing here, does.
+bool is_left_over(const std::filesystem::path& temporary, pid_t writer) {
+  if (::kill(writer, 0) == 0 || errno != ESRCH) return false;
+  const int fd = ::open(temporary.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return false;
+  const bool ended = ::flock(fd, LOCK_EX | LOCK_NB) == 0;
+  ::close(fd);
+  return ended;
+}
+
+void remove_left_over(const std::filesystem::path& path) {
+  const std::string start = temporary_start(path);
+  std::error_code none;
+  for (std::filesystem::directory_iterator entry(folder_of(path), none), end; entry != end;
+       entry.increment(none)) {
+    const std::string name = entry->path().filename().string();
+    if (!name.starts_with(start) || !name.ends_with(kTemporaryEnd)) continue;
+    pid_t writer = 0;
+    const auto [stop, error] =
+        std::from_chars(name.data() + start.size(), name.data() + name.size(), writer);
+    if (error == std::errc() && writer > 0 && *stop == '-' && is_left_over(entry->path(), writer))
+      ::unlink(entry->path().c_str());
+  }
+}
+
+}  // namespace
+
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
-  std::string name = path_.string() + ".tmpXXXXXX";
-  fd_ = ::mkostemp(name.data(), O_CLOEXEC);
+  remove_left_over(path_);
+  std::string name = folder_of(path_) / fmt::format("{}{}-XXXXXX{}", temporary_start(path_),
+                                                    ::getpid(), kTemporaryEnd);
+  fd_ = ::mkostemps(name.data(), static_cast<int>(kTemporaryEnd.size()), O_CLOEXEC);
   if (fd_ < 0) throw_error("{}: cannot be written: {}", path_.string(), std::strerror(errno));
   temporary_ = name;
+  ::flock(fd_, LOCK_EX | LOCK_NB);  // where there are no locks, none can be had to remove it either
   mode_t mask = ::umask(0);
   ::umask(mask);
   ::fchmod(fd_, 0666 & ~mask);
@@ -79,8 +126,7 @@ void AtomicFile::commit() {
   if (::rename(temporary_.c_str(), path_.c_str()) != 0)
     throw_error("{}: rename failed: {}", path_.string(), std::strerror(errno));
   temporary_.clear();
-  auto folder = path_.parent_path().empty() ? std::filesystem::path(".") : path_.parent_path();
-  int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int fd = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd >= 0) {
     ::fsync(fd);
     ::close(fd);

@@ -26,8 +26,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-// Writes beside `path` under a temporary name; `commit` syncs and renames it over `path`, so that
-// an interrupted run leaves the old file or the new one. Without commit the temporary is removed.
+// Writes to a temporary beside `path`; `commit` syncs and renames it, so that an interrupted run
+// leaves the old file or the new one. Else it is removed; after a kill, by the next write of `path`.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
