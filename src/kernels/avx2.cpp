@@ -1,11 +1,10 @@
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 
 #include "kernels/attributes.h"
+#include "kernels/avx2_rows.h"
 #include "kernels/exp_constants.h"
 #include "kernels/tables.h"
 
@@ -13,38 +12,23 @@
 namespace mt {
 namespace {
 
-MT_AVX2_INLINE __m256i first_lanes(int64_t n) {
-  __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  int count = static_cast<int>(std::clamp<int64_t>(n, 0, 8));
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
-}
-
 // R rows by 16 columns: 2 R accumulators, R <= 6 leaves registers for b and the broadcast of a.
 template <int R>
 MT_AVX2 void gemm_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                        int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  __m256i low = first_lanes(n), high = first_lanes(n - 8);
-  __m256 sum0[R], sum1[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    sum0[r] = accumulate ? _mm256_maskload_ps(c + r * ldc, low) : _mm256_setzero_ps();
-    sum1[r] = accumulate ? _mm256_maskload_ps(c + r * ldc + 8, high) : _mm256_setzero_ps();
-  }
+  Rows256<R> sum;
+  load_rows(sum, c, ldc, n, accumulate);
   for (int64_t p = 0; p < k; ++p) {
     __m256 b0 = _mm256_loadu_ps(b), b1 = _mm256_loadu_ps(b + 8);
     b += ldb;
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       __m256 x = _mm256_set1_ps(a[r * lda + p]);
-      sum0[r] = _mm256_fmadd_ps(x, b0, sum0[r]);
-      sum1[r] = _mm256_fmadd_ps(x, b1, sum1[r]);
+      sum.low[r] = _mm256_fmadd_ps(x, b0, sum.low[r]);
+      sum.high[r] = _mm256_fmadd_ps(x, b1, sum.high[r]);
     }
   }
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    _mm256_maskstore_ps(c + r * ldc, low, sum0[r]);
-    _mm256_maskstore_ps(c + r * ldc + 8, high, sum1[r]);
-  }
+  store_rows(sum, c, ldc, n);
 }
 
 using GemmRows = void (*)(int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*,

@@ -1,20 +1,13 @@
-#include <immintrin.h>
-
 #include <algorithm>
 
 #include "kernels/attributes.h"
+#include "kernels/avx2_rows.h"
 #include "kernels/denormals.h"
 #include "kernels/tables.h"
 
 // The bf16 path with AVX2 and FMA: two fused multiply-adds on the halves of each word.
 namespace mt {
 namespace {
-
-MT_AVX2_INLINE __m256i first_lanes(int64_t n) {
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::clamp<int64_t>(n, 0, 8))),
-                            lane);
-}
 
 // The bf16 in the high half of each lane, the low half is not clean.
 MT_AVX2_INLINE __m256i rounded(__m256i x) {
@@ -46,13 +39,8 @@ MT_AVX2_INLINE __m256i load_pairs(const uint32_t* p) {
 template <int R>
 MT_AVX2 void gemm_rows(int64_t n, int64_t k, const uint32_t* a, int64_t a_row, int64_t a_pair,
                        const uint32_t* b, int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  const __m256i low = first_lanes(n), high = first_lanes(n - 8);
-  __m256 sum0[R], sum1[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    sum0[r] = accumulate ? _mm256_maskload_ps(c + r * ldc, low) : _mm256_setzero_ps();
-    sum1[r] = accumulate ? _mm256_maskload_ps(c + r * ldc + 8, high) : _mm256_setzero_ps();
-  }
+  Rows256<R> sum;
+  load_rows(sum, c, ldc, n, accumulate);
   for (int64_t p = 0; p < k; ++p) {
     const __m256i b0 = load_pairs(b), b1 = load_pairs(b + 8);
     const __m256 h0 = high_half(b0), h1 = high_half(b1), l0 = low_half(b0), l1 = low_half(b1);
@@ -60,17 +48,13 @@ MT_AVX2 void gemm_rows(int64_t n, int64_t k, const uint32_t* a, int64_t a_row, i
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m256i x = _mm256_set1_epi32(static_cast<int>(a[r * a_row + p * a_pair]));
-      sum0[r] = _mm256_fmadd_ps(high_half(x), h0, sum0[r]);
-      sum1[r] = _mm256_fmadd_ps(high_half(x), h1, sum1[r]);
-      sum0[r] = _mm256_fmadd_ps(low_half(x), l0, sum0[r]);
-      sum1[r] = _mm256_fmadd_ps(low_half(x), l1, sum1[r]);
+      sum.low[r] = _mm256_fmadd_ps(high_half(x), h0, sum.low[r]);
+      sum.high[r] = _mm256_fmadd_ps(high_half(x), h1, sum.high[r]);
+      sum.low[r] = _mm256_fmadd_ps(low_half(x), l0, sum.low[r]);
+      sum.high[r] = _mm256_fmadd_ps(low_half(x), l1, sum.high[r]);
     }
   }
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    _mm256_maskstore_ps(c + r * ldc, low, sum0[r]);
-    _mm256_maskstore_ps(c + r * ldc + 8, high, sum1[r]);
-  }
+  store_rows(sum, c, ldc, n);
 }
 
 using GemmRows = void (*)(int64_t, int64_t, const uint32_t*, int64_t, int64_t, const uint32_t*,

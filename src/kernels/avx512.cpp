@@ -1,15 +1,9 @@
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ 12's own header reads an undefined register on purpose and warns about it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include "kernels/attributes.h"
+#include "kernels/avx512_rows.h"
 #include "kernels/exp_constants.h"
 #include "kernels/tables.h"
 
@@ -17,36 +11,23 @@
 namespace mt {
 namespace {
 
-MT_AVX512F_INLINE __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << std::max<int64_t>(n, 0)) - 1u);
-}
-
 // R rows of c at once: 2 R accumulators, R <= 12 leaves registers for b and the broadcast of a.
 template <int R>
 MT_AVX512F void gemm_rows(int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                           int64_t ldb, float* c, int64_t ldc, bool accumulate) {
-  __mmask16 low = first_lanes(n), high = first_lanes(n - 16);
-  __m512 sum0[R], sum1[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    sum0[r] = accumulate ? _mm512_maskz_loadu_ps(low, c + r * ldc) : _mm512_setzero_ps();
-    sum1[r] = accumulate ? _mm512_maskz_loadu_ps(high, c + r * ldc + 16) : _mm512_setzero_ps();
-  }
+  Rows512<R> sum;
+  load_rows(sum, c, ldc, n, accumulate);
   for (int64_t p = 0; p < k; ++p) {
     __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
     b += ldb;
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       __m512 x = _mm512_set1_ps(a[r * lda + p]);
-      sum0[r] = _mm512_fmadd_ps(x, b0, sum0[r]);
-      sum1[r] = _mm512_fmadd_ps(x, b1, sum1[r]);
+      sum.low[r] = _mm512_fmadd_ps(x, b0, sum.low[r]);
+      sum.high[r] = _mm512_fmadd_ps(x, b1, sum.high[r]);
     }
   }
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    _mm512_mask_storeu_ps(c + r * ldc, low, sum0[r]);
-    _mm512_mask_storeu_ps(c + r * ldc + 16, high, sum1[r]);
-  }
+  store_rows(sum, c, ldc, n);
 }
 
 using GemmRows = void (*)(int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*,

@@ -1,13 +1,7 @@
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ 12's own header reads an undefined register on purpose and warns about it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-
 #include <algorithm>
 
 #include "kernels/attributes.h"
+#include "kernels/avx512_rows.h"
 #include "kernels/denormals.h"
 #include "kernels/tables.h"
 
@@ -15,10 +9,6 @@
 // halves of each word.
 namespace mt {
 namespace {
-
-MT_AVX512F_INLINE __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << std::max<int64_t>(n, 0)) - 1u);
-}
 
 // Word (r, p) of a stands at a[r*stride + p], or at a[p*stride + r] where the pairs lie apart.
 template <bool kPairsApart>
@@ -32,13 +22,8 @@ template <int R, bool kPairsApart>
 MT_AVX512BF16 void gemm_native(int64_t n, int64_t k, const uint32_t* a, int64_t stride,
                                const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
                                bool accumulate) {
-  const __mmask16 low = first_lanes(n), high = first_lanes(n - 16);
-  __m512 sum0[R], sum1[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    sum0[r] = accumulate ? _mm512_maskz_loadu_ps(low, c + r * ldc) : _mm512_setzero_ps();
-    sum1[r] = accumulate ? _mm512_maskz_loadu_ps(high, c + r * ldc + 16) : _mm512_setzero_ps();
-  }
+  Rows512<R> sum;
+  load_rows(sum, c, ldc, n, accumulate);
   for (int64_t p = 0; p < k; ++p) {
     const auto b0 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b));
     const auto b1 = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + 16));
@@ -47,15 +32,11 @@ MT_AVX512BF16 void gemm_native(int64_t n, int64_t k, const uint32_t* a, int64_t 
     for (int r = 0; r < R; ++r) {
       const auto x = reinterpret_cast<__m512bh>(
           _mm512_set1_epi32(static_cast<int>(word<kPairsApart>(a, stride, r, p))));
-      sum0[r] = _mm512_dpbf16_ps(sum0[r], x, b0);
-      sum1[r] = _mm512_dpbf16_ps(sum1[r], x, b1);
+      sum.low[r] = _mm512_dpbf16_ps(sum.low[r], x, b0);
+      sum.high[r] = _mm512_dpbf16_ps(sum.high[r], x, b1);
     }
   }
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    _mm512_mask_storeu_ps(c + r * ldc, low, sum0[r]);
-    _mm512_mask_storeu_ps(c + r * ldc + 16, high, sum1[r]);
-  }
+  store_rows(sum, c, ldc, n);
 }
 
 MT_AVX512F_INLINE __m512 high_half(__m512i pair) {
@@ -69,13 +50,8 @@ template <int R, bool kPairsApart>
 MT_AVX512F void gemm_halves(int64_t n, int64_t k, const uint32_t* a, int64_t stride,
                             const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
                             bool accumulate) {
-  const __mmask16 low = first_lanes(n), high = first_lanes(n - 16);
-  __m512 sum0[R], sum1[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    sum0[r] = accumulate ? _mm512_maskz_loadu_ps(low, c + r * ldc) : _mm512_setzero_ps();
-    sum1[r] = accumulate ? _mm512_maskz_loadu_ps(high, c + r * ldc + 16) : _mm512_setzero_ps();
-  }
+  Rows512<R> sum;
+  load_rows(sum, c, ldc, n, accumulate);
   for (int64_t p = 0; p < k; ++p) {
     const __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + 16);
     const __m512 h0 = high_half(b0), h1 = high_half(b1), l0 = low_half(b0), l1 = low_half(b1);
@@ -83,17 +59,13 @@ MT_AVX512F void gemm_halves(int64_t n, int64_t k, const uint32_t* a, int64_t str
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m512i x = _mm512_set1_epi32(static_cast<int>(word<kPairsApart>(a, stride, r, p)));
-      sum0[r] = _mm512_fmadd_ps(high_half(x), h0, sum0[r]);
-      sum1[r] = _mm512_fmadd_ps(high_half(x), h1, sum1[r]);
-      sum0[r] = _mm512_fmadd_ps(low_half(x), l0, sum0[r]);
-      sum1[r] = _mm512_fmadd_ps(low_half(x), l1, sum1[r]);
+      sum.low[r] = _mm512_fmadd_ps(high_half(x), h0, sum.low[r]);
+      sum.high[r] = _mm512_fmadd_ps(high_half(x), h1, sum.high[r]);
+      sum.low[r] = _mm512_fmadd_ps(low_half(x), l0, sum.low[r]);
+      sum.high[r] = _mm512_fmadd_ps(low_half(x), l1, sum.high[r]);
     }
   }
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) {
-    _mm512_mask_storeu_ps(c + r * ldc, low, sum0[r]);
-    _mm512_mask_storeu_ps(c + r * ldc + 16, high, sum1[r]);
-  }
+  store_rows(sum, c, ldc, n);
 }
 
 using GemmRows = void (*)(int64_t, int64_t, const uint32_t*, int64_t, const uint32_t*, int64_t,

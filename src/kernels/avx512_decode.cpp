@@ -1,11 +1,5 @@
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ 12's own header reads an undefined register on purpose and warns about it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-
 #include "kernels/attributes.h"
+#include "kernels/avx512_intrinsics.h"
 #include "kernels/tables.h"
 #include "kernels/unpack.h"
 
