@@ -63,17 +63,14 @@ class Cutter {
         progress_("cutting", total()) {}
 
   bool changes(const LinearMap& map) const {
-    const auto it = decisions_.find(map.name);
-    return it != decisions_.end() && !it->second->chosen.keep &&
-           it->second->chosen.dtype != map.weight.dtype;
+    const Option& chosen = decisions_.at(map.name)->chosen;
+    return !chosen.keep && chosen.dtype != map.weight.dtype;
   }
   void encode(LinearMap& map, const Curvature* curvature = nullptr) {
-    const auto it = decisions_.find(map.name);
-    if (it == decisions_.end()) return;
     Weight& w = map.weight;
     if (changes(map)) {
-      const Dtype dtype = it->second->chosen.dtype;
-      w = curvature ? encode_with_feedback(rt_, w, dtype, *curvature, weights_(map.name), &stats_)
+      const Dtype dtype = decisions_.at(map.name)->chosen.dtype;
+      w = curvature ? encode_with_feedback(rt_, w, dtype, *curvature, weights_(map.name))
                     : encode_weight(rt_, w, dtype, weights_(map.name));
     }
     progress_.advance(static_cast<uint64_t>(w.rows * w.cols));
@@ -91,7 +88,6 @@ class Cutter {
   const WeightsOf& weights_;
   std::map<std::string, LinearMap*> maps_;
   Decisions decisions_;
-  FeedbackStats stats_;
   Progress progress_;
 };
 
@@ -110,7 +106,6 @@ void cut_layers(const Runtime& rt, const Model& source, Model& cut, bool sequent
   };
   for (size_t s = 0; s < cut.steps.size(); ++s) {
     const auto step = static_cast<int64_t>(s);
-    if (step == 0) streams.resize(windows.size());
     struct Group {
       std::vector<LinearMap*> maps;
       std::unique_ptr<SecondMoment> moment;
@@ -142,7 +137,7 @@ void cut_layers(const Runtime& rt, const Model& source, Model& cut, bool sequent
         if (const auto it = groups.find(point); it != groups.end()) it->second.moment->add(rt, x);
       });
     for (auto& [point, group] : groups) {
-      const Curvature curvature = Curvature::of(rt, *group.moment);
+      const Curvature curvature = Curvature::of(rt, *group.moment, group.maps.front()->name);
       group.moment.reset();
       for (LinearMap* map : group.maps) cutter.encode(*map, &curvature);
     }
@@ -162,8 +157,8 @@ Model cut_model(const Runtime& rt, const Model& source, const Plan& plan, const 
   const bool by_layer = feedback != Feedback::none;
   if (by_layer) cut_layers(rt, source, cut, feedback == Feedback::sequential, windows, cutter);
   for (LinearMap* map : linear_maps(cut)) {
-    const bool of_layer = map != &cut.embedding && (!cut.head || map != &*cut.head);
-    if (map != &cut.embedding && !(of_layer && by_layer)) cutter.encode(*map);
+    const bool is_head = cut.head && map == &*cut.head;
+    if (map != &cut.embedding && (is_head || !by_layer)) cutter.encode(*map);
   }
   return cut;
 }

@@ -45,9 +45,9 @@ void SecondMoment::add(const Runtime& rt, ConstMatrix x) {
 
 namespace {
 
-// In place: the lower triangle of a becomes its Cholesky factor. Columns in blocks; what is right
-// of a block is updated by the kernel of the exact path.
-void cholesky(const Runtime& rt, Matrix a) {
+// In place: the lower triangle of a becomes its Cholesky factor; `map` is named in errors. Columns
+// in blocks; what is right of a block is updated by the kernel of the exact path.
+void cholesky(const Runtime& rt, Matrix a, const std::string& map) {
   constexpr int64_t kBlock = 64;
   const int64_t n = a.rows;
   for (int64_t b = 0; b < n; b += kBlock) {
@@ -55,7 +55,10 @@ void cholesky(const Runtime& rt, Matrix a) {
     for (int64_t j = b; j < end; ++j) {
       double pivot = double(a.row(j)[j]);
       for (int64_t k = b; k < j; ++k) pivot -= double(a.row(j)[k]) * double(a.row(j)[k]);
-      if (!(pivot > 0)) throw_error("the second moments are not positive definite");
+      if (!(pivot > 0))
+        throw_error(
+            "{}: the inputs' second moments, column {}: expected a positive pivot, found {}", map,
+            j, pivot);
       const auto root = static_cast<float>(std::sqrt(pivot));
       a.row(j)[j] = root;
       for (int64_t i = j + 1; i < end; ++i) {
@@ -88,7 +91,8 @@ void cholesky(const Runtime& rt, Matrix a) {
 
 }  // namespace
 
-Curvature Curvature::of(const Runtime& rt, const SecondMoment& moment, double damp) {
+Curvature Curvature::of(const Runtime& rt, const SecondMoment& moment, const std::string& map) {
+  constexpr double kDamp = 0.01;
   const int64_t n = moment.n();
   Curvature c{MatrixBuffer(n, n), MatrixBuffer(n, n), std::vector<float>(static_cast<size_t>(n))};
   double trace = 0;
@@ -100,10 +104,10 @@ Curvature Curvature::of(const Runtime& rt, const SecondMoment& moment, double da
   rt.pool.parallel_for(n, [&](int64_t i, int) {
     for (int64_t j = 0; j < n; ++j)
       c.h.row(i)[j] = static_cast<float>(moment.at(i, j) * unit * keep);
-    c.h.row(i)[i] = static_cast<float>(moment.at(i, i) * unit + (trace > 0 ? damp : 1.0));
+    c.h.row(i)[i] = static_cast<float>(moment.at(i, i) * unit + (trace > 0 ? kDamp : 1.0));
     std::copy_n(c.h.row(i), n, c.unit.row(i));
   });
-  cholesky(rt, c.unit);
+  cholesky(rt, c.unit, map);
   for (int64_t i = 0; i < n; ++i) c.d[static_cast<size_t>(i)] = c.unit.row(i)[i];
   rt.pool.parallel_for(n, [&](int64_t i, int) {
     for (int64_t j = 0; j <= i; ++j) c.unit.row(i)[j] /= c.d[static_cast<size_t>(j)];
@@ -142,8 +146,12 @@ class RowsFitter {
   // first + count rows into dst, one after another.
   FeedbackStats fit(int64_t first, int64_t count, const RowWeights& weights, std::byte* dst) {
     count_ = count;
-    for (int64_t r = 0; r < count; ++r)
+    for (int64_t r = 0; r < count; ++r) {
       rt_.kernels.decode_row(source_.dtype, source_.row(first + r), values_.row(r), n_);
+      // One infinite error would drag all the row's codes along: 0, as the plain encoders take it.
+      for (int64_t i = 0; i < n_; ++i)
+        if (!std::isfinite(values_.row(r)[i])) values_.row(r)[i] = 0;
+    }
     FeedbackStats stats;
     feed_back();
     for (int64_t r = 0; r < count; ++r) {
@@ -284,9 +292,7 @@ class RowsFitter {
     float basis[256], before[256], after[256];
     const auto bytes = static_cast<size_t>(format_.block_bytes);
     std::memcpy(copy, at, bytes);
-    const uint16_t zero = 0, one = float_to_half(1.0f);
-    for (size_t f = 0; f < offsets_.size(); ++f)
-      std::memcpy(copy + offsets_[f], f == field ? &one : &zero, sizeof one);
+    isolate_field(dtype_, field, {copy, bytes});
     decode_row(dtype_, copy, basis, length_);
     double along = 0, curve = 0;
     for (int64_t j = 0; j < length_; ++j) {

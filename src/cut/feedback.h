@@ -1,4 +1,6 @@
 #pragma once
+#include <string>
+
 #include "cut/encode.h"
 
 namespace mt {
@@ -22,12 +24,13 @@ class SecondMoment {
 
 // The curvature of the error of one linear map's rows: half of d2 error / dw^2 up to a factor.
 // Off the diagonal the estimate from few tokens is mostly noise: it is shrunk by
-// n / (n + n_tokens), and `damp` times the mean of the diagonal is added to the diagonal.
+// n_tokens / (n + n_tokens), and a hundredth of the mean of the diagonal is added to the diagonal.
 struct Curvature {
   MatrixBuffer h;        // [n, n]
   MatrixBuffer unit;     // h = unit diag(d) unit^T, unit lower triangular with ones
   std::vector<float> d;  // [n]
-  static Curvature of(const Runtime& rt, const SecondMoment& moment, double damp = 0.01);
+  // Throws Error that names `map` where the moments are not finite.
+  static Curvature of(const Runtime& rt, const SecondMoment& moment, const std::string& map);
 };
 
 struct FeedbackStats {
@@ -40,9 +43,10 @@ struct FeedbackStats {
 // feedback (columns from last to first, each taking up the errors made before it: Frantar et al.
 // 2022, in the LDL form of Chee et al. 2023), by coordinate descent on codes (Nair and Suggala
 // 2024) and on the f16 scales, which the form has a closed minimum for. Formats without a code for
-// each weight are encoded plainly. Adds to `stats`. The same bytes for any number of threads.
+// each weight are encoded plainly. Adds to `stats` unless it is null. The same bytes for any number
+// of threads.
 Weight encode_with_feedback(const Runtime& rt, const Weight& source, Dtype dtype,
                             const Curvature& curvature, const RowWeights& weights,
-                            FeedbackStats* stats);
+                            FeedbackStats* stats = nullptr);
 
 }  // namespace mt

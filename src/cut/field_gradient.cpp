@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "dtype/scale_fields.h"
+#include "run/layers.h"
 #include "run/linear.h"
 
 namespace mt {
@@ -13,28 +14,21 @@ namespace {
 // Blocks of a stretch of one row with one field 1 and the others 0.
 class Basis {
  public:
-  explicit Basis(const Weight& w)
-      : dtype_(w.dtype), format_(info(w.dtype)), offsets_(scale_offsets(w.dtype)) {}
+  using Decode = decltype(Kernels::decode_row);
+  Basis(const Weight& w, Decode how) : w_(w), format_(info(w.dtype)), decode_(how) {}
 
   // dst: n floats, n and `column` multiples of the block length
-  template <class Decode>
-  void decode(const Weight& w, int64_t row, int64_t column, int64_t n, size_t field, float* dst,
-              Decode&& read) {
-    const size_t length = static_cast<size_t>(row_bytes(dtype_, n));
-    bytes_.resize(length);
-    std::memcpy(bytes_.data(), w.row(row) + column / format_.block_length * format_.block_bytes,
-                length);
-    const uint16_t zero = 0, one = float_to_half(1.0f);
-    for (size_t at = 0; at < length; at += static_cast<size_t>(format_.block_bytes))
-      for (size_t k = 0; k < offsets_.size(); ++k)
-        std::memcpy(bytes_.data() + at + offsets_[k], k == field ? &one : &zero, sizeof one);
-    read(dtype_, bytes_.data(), dst, n);
+  void decode(int64_t row, int64_t column, int64_t n, size_t field, float* dst) {
+    const std::byte* from = w_.row(row) + column / format_.block_length * format_.block_bytes;
+    bytes_.assign(from, from + row_bytes(w_.dtype, n));
+    isolate_field(w_.dtype, field, bytes_);
+    decode_(w_.dtype, bytes_.data(), dst, n);
   }
 
  private:
-  Dtype dtype_;
+  const Weight& w_;
   const DtypeInfo& format_;
-  std::span<const int> offsets_;
+  const Decode decode_;
   std::vector<std::byte> bytes_;
 };
 
@@ -117,13 +111,13 @@ void contract(const Runtime& rt, const Outer& outer, const Weight& w, std::span<
     const auto tile = outer.tile(o, rows);
     alignas(64) float dw[kRows * kChunk];
     alignas(64) float basis[kChunk];
-    Basis decoder(w);
+    Basis decoder(w, k.decode_row);
     for (int64_t i = 0; i < w.cols; i += kChunk) {
       const int64_t width = std::min(kChunk, w.cols - i);
       outer.multiply(tile, o, rows, i, width, dw);
       for (int64_t r = 0; r < rows; ++r)
         for (size_t field = 0; field < fields; ++field) {
-          decoder.decode(w, o + r, i, width, field, basis, k.decode_row);
+          decoder.decode(o + r, i, width, field, basis);
           float* to = gradient.data() + (o + r) * per_row;
           for (int64_t b = 0; b < width; b += length)
             to[static_cast<size_t>((i + b) / length) * fields + field] +=
@@ -156,16 +150,13 @@ void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fie
   const auto offsets = scale_offsets(w.dtype);
   const int64_t step = info(w.dtype).block_bytes, per_row = fields_of_row(w);
   const int64_t length = row_bytes(w.dtype, w.cols);
-  constexpr int64_t kRows = 64;
-  rt.pool.parallel_for(ceil_div(w.rows, kRows), [&](int64_t piece, int) {
-    for (int64_t r = piece * kRows; r < std::min(w.rows, (piece + 1) * kRows); ++r) {
-      size_t f = static_cast<size_t>(r * per_row);
-      for (int64_t at = r * length; at < (r + 1) * length; at += step)
-        for (int offset : offsets) {
-          const uint16_t half = float_to_half(fields[f++]);
-          std::memcpy(bytes.data() + at + offset, &half, sizeof half);
-        }
-    }
+  for_rows(rt, w.rows, [&](int64_t r) {
+    size_t f = static_cast<size_t>(r * per_row);
+    for (int64_t at = r * length; at < (r + 1) * length; at += step)
+      for (int offset : offsets) {
+        const uint16_t half = float_to_half(fields[f++]);
+        std::memcpy(bytes.data() + at + offset, &half, sizeof half);
+      }
   });
 }
 
@@ -181,11 +172,11 @@ void add_row_field_gradient(const Weight& w, std::span<const int32_t> rows, Cons
                             std::span<float> gradient) {
   const int64_t length = info(w.dtype).block_length, per_row = fields_of_row(w);
   const size_t fields = scale_offsets(w.dtype).size();
-  Basis decoder(w);
+  Basis decoder(w, decode_row);
   std::vector<float> basis(static_cast<size_t>(w.cols));
   for (size_t t = 0; t < rows.size(); ++t)
     for (size_t field = 0; field < fields; ++field) {
-      decoder.decode(w, rows[t], 0, w.cols, field, basis.data(), decode_row);
+      decoder.decode(rows[t], 0, w.cols, field, basis.data());
       const float* dw = d.row(static_cast<int64_t>(t));
       for (int64_t b = 0; b < w.cols; b += length) {
         float sum = 0;

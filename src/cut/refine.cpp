@@ -50,8 +50,7 @@ class Refinement {
 
   // Loss of the window under the current parameters; adds its gradient times `share`.
   double add_gradient(int64_t window, std::span<const int32_t> tokens, double share) {
-    const MatrixBuffer fresh = hidden(window, tokens);
-    const ConstMatrix target = hidden_.contains(window) ? hidden_.at(window) : fresh;
+    const ConstMatrix target = hidden(window, tokens);
     const int64_t n = std::ssize(tokens);
     std::vector<double> losses(tokens.size());
     BackwardTaps taps;
@@ -185,18 +184,17 @@ class Refinement {
     return up * (low + (1 - low) * 0.5 * (1 + std::cos(turn)));
   }
 
-  // The original's normed final stream; kept where there is room, else returned.
-  MatrixBuffer hidden(int64_t window, std::span<const int32_t> tokens) {
-    if (hidden_.contains(window)) return {};
+  // The original's normed final stream; kept where there is room, else until the next call.
+  ConstMatrix hidden(int64_t window, std::span<const int32_t> tokens) {
+    if (const auto it = hidden_.find(window); it != hidden_.end()) return it->second;
     KvCache cache(original_, 1, std::ssize(tokens));
     const Chunk chunk{0, tokens};
     MatrixBuffer out =
         forward(rt_, original_, cache, {&chunk, 1}, {.path = settings_.path, .tap = {}});
     const int64_t bytes = out.rows() * out.cols() * int64_t{sizeof(float)};
-    if (kept_bytes_ + bytes > kHiddenBytes) return out;
+    if (kept_bytes_ + bytes > kHiddenBytes) return unkept_ = std::move(out);
     kept_bytes_ += bytes;
-    hidden_.emplace(window, std::move(out));
-    return {};
+    return hidden_.emplace(window, std::move(out)).first->second;
   }
 
   const Runtime& rt_;
@@ -210,6 +208,7 @@ class Refinement {
   std::vector<float> gradient_, size_;
   MatrixBuffer expected_;  // the original's logits of a slice
   std::map<int64_t, MatrixBuffer> hidden_;
+  MatrixBuffer unkept_;
   int64_t kept_bytes_ = 0;
 };
 

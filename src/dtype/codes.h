@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 
 #include "dtype/dtype.h"
 
@@ -19,10 +18,11 @@ struct Levels {
   float value(uint8_t code) const {
     return listed ? listed[position[code]] : static_cast<float>(low + code);
   }
+  // y that is no number: the lowest level.
   uint8_t nearest(float y) const {
     if (!listed) {
       const float index = std::nearbyint(y) - static_cast<float>(low);
-      return static_cast<uint8_t>(std::clamp(index, 0.0f, static_cast<float>(count - 1)));
+      return index > 0 ? static_cast<uint8_t>(std::min(index, static_cast<float>(count - 1))) : 0;
     }
     int below = 0;
     for (int i = 1; i < count; ++i) below += y > 0.5f * (listed[i - 1] + listed[i]);

@@ -43,10 +43,10 @@ struct Iq2XxsFormat : Iq2 {
     }
   }
 };
-template <class Block>
-void pack_nibble_scales(Block& b, const Coded& c) {
-  for (int i = 0; i < 8; ++i) {
-    b.scales[i] = static_cast<uint8_t>(c.scale[2 * i] | c.scale[2 * i + 1] << 4);
+template <int N>
+void pack_nibble_scales(uint8_t (&scales)[N], const Coded& c) {
+  for (int i = 0; i < N; ++i) {
+    scales[i] = static_cast<uint8_t>(c.scale[2 * i] | c.scale[2 * i + 1] << 4);
   }
 }
 struct Iq2XsFormat : Iq2 {
@@ -55,7 +55,7 @@ struct Iq2XsFormat : Iq2 {
   static constexpr bool kParity = true;
   static constexpr auto& kGrid = kGridIq2Xs;
   static void pack(Block& b, const Coded& c) {
-    pack_nibble_scales(b, c);
+    pack_nibble_scales(b.scales, c);
     for (int g = 0; g < 32; ++g) {
       b.qs[g] = static_cast<uint16_t>(c.word[g][0] | (c.minus[g] & 127) << 9);
     }
@@ -67,7 +67,7 @@ struct Iq2SFormat : Iq2 {
   static constexpr bool kParity = false;
   static constexpr auto& kGrid = kGridIq2S;
   static void pack(Block& b, const Coded& c) {
-    pack_nibble_scales(b, c);
+    pack_nibble_scales(b.scales, c);
     for (int g = 0; g < 32; ++g) {
       b.qs[g] = static_cast<uint8_t>(c.word[g][0]);
       b.signs[g] = c.minus[g];
@@ -106,9 +106,7 @@ struct Iq3SFormat {
     return static_cast<float>(2 * (word >> (4 * i) & 7) + 1);
   }
   static void pack(Block& b, const Coded& c) {
-    for (int i = 0; i < 4; ++i) {
-      b.scales[i] = static_cast<uint8_t>(c.scale[2 * i] | c.scale[2 * i + 1] << 4);
-    }
+    pack_nibble_scales(b.scales, c);
     for (int cell = 0; cell < kCells; ++cell) {
       b.signs[cell] = c.minus[cell];
       for (int h = 0; h < 2; ++h) {
@@ -174,11 +172,7 @@ struct EncodeLattice {
         const int at = 8 * cell + i;
         const float magnitude = std::fabs(src[at]);
         const float v = magnitude <= 3.4028234e38f ? std::min(magnitude, kLimit) : 0.0f;
-        const float w = factor == 0.0
-                            ? 1.0f
-                            : static_cast<float>(
-                                  static_cast<double>(clean_importance(importance[at])) * factor) +
-                                  1e-6f;
+        const float w = factor == 0.0 ? 1.0f : scaled_importance(importance[at], factor);
         work.w[at] = w;
         work.wx[at] = w * v;
         any = any || v > 0.0f;

@@ -181,9 +181,14 @@ MT_INLINE double importance_factor(const float* importance, int n) {
   return sum > 0.0 ? n / sum : 0.0;
 }
 
+// A millionth of the mean importance is added, so that a weight nobody asks for still lands near
+// its value.
+MT_INLINE float scaled_importance(float v, double factor) {
+  return static_cast<float>(static_cast<double>(clean_importance(v)) * factor) + 1e-6f;
+}
+
 // Fills lane `lane` with the N weights at src. What is not finite is 0; magnitudes above `limit`
-// (what the format can hold) are cut to it, so that nothing later overflows. A millionth of the
-// mean importance is added, so that a weight nobody asks for still lands near its value.
+// (what the format can hold) are cut to it, so that nothing later overflows.
 template <int N>
 MT_INLINE void fill_lane(Columns<N>& c, int lane, const float* src, const float* importance,
                          double factor, float limit) {
@@ -196,10 +201,7 @@ MT_INLINE void fill_lane(Columns<N>& c, int lane, const float* src, const float*
     for (int i = 0; i < N; ++i) c.w[i][lane] = 1.0f;
     return;
   }
-  for (int i = 0; i < N; ++i) {
-    const auto v = static_cast<double>(clean_importance(importance[i]));
-    c.w[i][lane] = static_cast<float>(v * factor) + 1e-6f;
-  }
+  for (int i = 0; i < N; ++i) c.w[i][lane] = scaled_importance(importance[i], factor);
 }
 // A block by itself.
 template <int N>

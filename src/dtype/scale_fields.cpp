@@ -1,4 +1,5 @@
 #include <cstddef>
+#include <cstring>
 
 #include "dtype/blocks.h"
 #include "dtype/scale_fields.h"
@@ -76,6 +77,16 @@ std::span<const int> scale_offsets(Dtype dtype) {
       return {};
   }
   return {};
+}
+
+void isolate_field(Dtype dtype, size_t field, std::span<std::byte> blocks) {
+  const auto offsets = scale_offsets(dtype);
+  const auto block_bytes = static_cast<size_t>(info(dtype).block_bytes);
+  const uint16_t zero = 0, one = float_to_half(1.0f);
+  for (size_t at = 0; at < blocks.size(); at += block_bytes)
+    for (size_t k = 0; k < offsets.size(); ++k)
+      std::memcpy(&blocks[at + static_cast<size_t>(offsets[k])], k == field ? &one : &zero,
+                  sizeof one);
 }
 
 }  // namespace mt

@@ -71,7 +71,7 @@ TEST(Feedback, TheFactorIsThatOfTheMoments) {
   EXPECT_NEAR(moment.at(7, 130), direct, 1e-4 * std::fabs(direct) + 1e-2);
   EXPECT_EQ(moment.at(7, 130), moment.at(130, 7));
 
-  const Curvature c = Curvature::of(rt, moment);
+  const Curvature c = Curvature::of(rt, moment, "map");
   for (int64_t i = 0; i < kCols; i += 13)
     for (int64_t j = 0; j <= i; j += 7) {
       double product = 0;
@@ -90,7 +90,7 @@ TEST(Feedback, LosesLessOnInputsItNeverSaw) {
   const MatrixBuffer x = correlated(3000, kCols, 2);
   SecondMoment moment(kCols);
   moment.add(rt, x.view().slice_rows(0, 2800));
-  const Curvature c = Curvature::of(rt, moment);
+  const Curvature c = Curvature::of(rt, moment, "map");
   const ConstMatrix unseen = x.view().slice_rows(2800, 3000);
   const RowWeights diagonal = [&](int64_t, std::span<float> v) {
     for (size_t i = 0; i < v.size(); ++i) v[i] = c.h.row(static_cast<int64_t>(i))[i];
@@ -117,10 +117,33 @@ TEST(Feedback, LosesLessOnInputsItNeverSaw) {
                   double(p[size_t(j)] - q[size_t(j)]);
     }
     EXPECT_NEAR(form, stats.best, 1e-2 * stats.best + 1e-6);
-    const Weight again = encode_with_feedback(team, w, f.dtype, c, diagonal, nullptr);
+    const Weight again = encode_with_feedback(team, w, f.dtype, c, diagonal);
     EXPECT_TRUE(std::ranges::equal(fed.data.bytes, again.data.bytes));
   }
   EXPECT_EQ(formats, 16);
+}
+
+TEST(Feedback, AWeightThatIsNotFiniteIsZeroAndSpoilsNoOther) {
+  ThreadPool pool(2);
+  const Runtime rt{select_kernels(), pool};
+  constexpr int64_t kCols = 256;
+  SecondMoment moment(kCols);
+  moment.add(rt, correlated(600, kCols, 4));
+  const Curvature c = Curvature::of(rt, moment, "map");
+  const RowWeights even = [](int64_t, std::span<float> v) { std::ranges::fill(v, 1.0f); };
+  const Weight source = random_weight(3, kCols, 5);
+  auto with = [&](float infinite, float nan) {
+    auto values = std::make_shared<std::vector<float>>(static_cast<size_t>(3 * kCols));
+    std::memcpy(values->data(), source.data.bytes.data(), source.data.bytes.size());
+    (*values)[100] = infinite;
+    (*values)[kCols + 7] = nan;
+    return Weight{3, kCols, Dtype::F32, {values, std::as_bytes(std::span(*values))}};
+  };
+  for (Dtype t : {Dtype::Q4_0, Dtype::Q4_K, Dtype::IQ4_NL}) {
+    const Weight zeros = encode_with_feedback(rt, with(0, 0), t, c, even);
+    const Weight broken = encode_with_feedback(rt, with(-INFINITY, NAN), t, c, even);
+    EXPECT_TRUE(std::ranges::equal(zeros.data.bytes, broken.data.bytes)) << name(t);
+  }
 }
 
 // Layer by layer a model is what it is at once, where nothing is rounded: kept tensors stay, and

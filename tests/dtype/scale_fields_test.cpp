@@ -34,10 +34,7 @@ TEST(ScaleFields, BlocksAreLinearInThem) {
       std::vector<double> sum(n), magnitude(n);
       for (size_t k = 0; k < offsets.size(); ++k) {
         std::vector<std::byte> one = block;
-        for (size_t j = 0; j < offsets.size(); ++j) {
-          const uint16_t half = float_to_half(j == k ? 1.0f : 0.0f);
-          std::memcpy(&one[static_cast<size_t>(offsets[j])], &half, 2);
-        }
+        isolate_field(f.dtype, k, one);
         decode_row(f.dtype, one.data(), alone.data(), f.block_length);
         for (size_t i = 0; i < n; ++i) {
           sum[i] += double(fields[k]) * double(alone[i]);
