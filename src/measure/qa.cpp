@@ -47,7 +47,8 @@ Encoded encode(const Question& question, int64_t number, const Tokenizer& tokeni
       throw_error("question {}: its longest choice has {} tokens, the context holds {}", number,
                   longest - context_ids.size(), n_ctx);
     auto shorten = [&](std::vector<int32_t>& ids) {
-      ids.erase(ids.begin() + bos, ids.begin() + bos + excess);
+      // A choice that merges with the query's end may have fewer ids than the query alone.
+      ids.erase(ids.begin() + bos, ids.begin() + std::min(bos + excess, std::ssize(ids)));
     };
     shorten(context_ids);
     for (auto& ids : out.ids) shorten(ids);

@@ -226,7 +226,7 @@ class Pass {
         prepare_heads(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, cs, key.row(t));
     });
     MatrixBuffer dout(n_, q_dim);
-    MatrixBuffer ob = kept.out.rows() > 0 ? std::move(kept.out) : MatrixBuffer();
+    MatrixBuffer ob = std::move(kept.out);
     if (ob.rows() == 0) {
       ob = MatrixBuffer(n_, q_dim);
       attend(rt_, a, q, key, value, 0, ob);
@@ -289,6 +289,7 @@ class Pass {
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
               const LogitsLoss& loss, const BackwardTaps& taps, const BackwardOptions& options) {
   const int64_t n = std::ssize(tokens), d = model.d_model;
+  assert(n > 0);
   // The stream before every step, and after the last.
   std::vector<MatrixBuffer> streams;
   streams.emplace_back(n, d);
@@ -316,10 +317,9 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
   dhidden.zero();
   // Larger ones decode the head less often; what exact callers sum up depends on the slices.
   constexpr int64_t kRows = 128, kLogits = int64_t{1} << 24;
-  const int64_t slices = path == Path::exact
-                             ? ceil_div(n, kRows)
-                             : std::min(ceil_div(n, kRows), ceil_div(n * model.n_vocab, kLogits));
-  const int64_t slice = path == Path::exact ? kRows : ceil_div(n, std::max<int64_t>(1, slices));
+  int64_t slice = kRows;
+  if (path != Path::exact)
+    slice = ceil_div(n, std::min(ceil_div(n, kRows), ceil_div(n * model.n_vocab, kLogits)));
   MatrixBuffer buffer(std::min(n, slice), model.n_vocab);
   for (int64_t t = 0; t < n; t += slice) {
     const int64_t rows = std::min(slice, n - t);

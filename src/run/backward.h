@@ -36,9 +36,9 @@ struct BackwardOptions {
   int64_t kept_bytes = int64_t{320} << 20;
 };
 
-// One window from position 0: forward, loss, backward. The stream before every step is kept
-// (n_steps x n_tokens x d_model floats), and of what layers computed what options allow; all else
-// is computed again layer by layer. Throws Error as forward does.
+// One window of at least one token, from position 0: forward, loss, backward. The stream before
+// every step is kept (n_steps x n_tokens x d_model floats), and of what layers computed what
+// options allow; all else is computed again layer by layer. Throws Error as forward does.
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
               const LogitsLoss& loss, const BackwardTaps& taps,
               const BackwardOptions& options = {});

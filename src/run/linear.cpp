@@ -56,6 +56,23 @@ void matmul_exact(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
   });
 }
 
+// A batch of rows rounded to bf16 for gemm_pairs, two values a word.
+struct PairRows {
+  AlignedBuffer<uint32_t> words;
+  int64_t stride;  // words from row to row
+
+  PairRows(const Runtime& rt, ConstMatrix x) {
+    // Rows begin on cache lines, and not a multiple of 512 bytes apart: that few sets of the
+    // first cache would hold them all.
+    stride = static_cast<int64_t>(round_up(static_cast<uint64_t>(ceil_div(x.cols, 2)), 16));
+    if (stride % 128 == 0) stride += 16;
+    words = AlignedBuffer<uint32_t>(static_cast<size_t>(x.rows * stride));
+    for_rows(rt, x.rows, [&](int64_t t) {
+      rt.kernels.round_pairs(x.row(t), x.cols, words.data() + t * stride);
+    });
+  }
+};
+
 void matmul_bf16(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
   const Kernels& k = rt.kernels;
   const DtypeInfo& format = info(w.dtype);
@@ -73,8 +90,8 @@ void matmul_bf16(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
         k.round_pairs(row, depth, rows + r * kChunk / 2);
       }
       k.transpose_pairs(n, pairs, rows, kChunk / 2, packed);
-      k.gemm_pairs(x.rows, n, pairs, a.row(0) + i / 2, a.stride, 1, packed, kPanel, y.data + o,
-                   y.stride, i > 0);
+      k.gemm_pairs(x.rows, n, pairs, a.words.data() + i / 2, a.stride, 1, packed, kPanel,
+                   y.data + o, y.stride, i > 0);
     }
   });
 }
@@ -109,7 +126,7 @@ void matmul_backward_bf16(const Runtime& rt, ConstMatrix dy, const Weight& w, Ma
                              packed.data() + (j * kDepth / 2 + r / 2) * kPanel, kPanel);
       }
       for (int64_t j = 0; j < panels; ++j)
-        k.gemm_pairs(dx.rows, std::min(kPanel, width - j * kPanel), pairs, a.row(0) + o / 2,
+        k.gemm_pairs(dx.rows, std::min(kPanel, width - j * kPanel), pairs, a.words.data() + o / 2,
                      a.stride, 1, packed.data() + j * kDepth / 2 * kPanel, kPanel,
                      dx.data + begin + j * kPanel, dx.stride, true);
     }
@@ -121,15 +138,6 @@ bool rounds(const Runtime& rt, Path path) {
 }
 
 }  // namespace
-
-PairRows::PairRows(const Runtime& rt, ConstMatrix x) {
-  // Rows begin on cache lines and not a multiple of 4 KB apart, where they would share a set.
-  stride = static_cast<int64_t>(round_up(static_cast<uint64_t>(ceil_div(x.cols, 2)), 16));
-  if (stride % 128 == 0) stride += 16;
-  words = AlignedBuffer<uint32_t>(static_cast<size_t>(x.rows * stride));
-  for_rows(rt, x.rows,
-           [&](int64_t t) { rt.kernels.round_pairs(x.row(t), x.cols, words.data() + t * stride); });
-}
 
 void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y) {
   const Weight& w = map.weight;

@@ -11,15 +11,6 @@ void matmul_backward(const Runtime& rt, Path path, ConstMatrix dy, const LinearM
 // c[i,j] = (accumulate ? c[i,j] : 0) + sum_t a[t,i] * b[t,j]   a:[n,rows]  b:[n,cols]
 void outer_sum(const Runtime& rt, ConstMatrix a, ConstMatrix b, Matrix c, bool accumulate);
 
-// A batch of rows rounded to bf16 for gemm_pairs, two values a word.
-struct PairRows {
-  AlignedBuffer<uint32_t> words;
-  int64_t stride;  // words from row to row
-
-  PairRows(const Runtime& rt, ConstMatrix x);
-  const uint32_t* row(int64_t r) const { return words.data() + r * stride; }
-};
-
 // Columns of a panel, the unit in which weights are decoded and multiplied.
 inline constexpr int64_t kPanel = 32;
 // Input channels of a chunk: the panel of a chunk stays in the first-level cache. A multiple of
