@@ -257,17 +257,16 @@ TEST_F(RefineTest, Bf16GradientsAreNearTheExactOnes) {
     const Windows windows = random_windows(model.n_vocab, 1, 64, 5);
     const KlSlope exact = kl_slope(rt_, model, cut, windows[0]);
     const KlSlope rounded = kl_slope(rt_, model, cut, windows[0], false, Path::bf16);
+    // Logits are off by 0.01 of their size (forward_test); loss and gradients come from the
+    // difference of two models' logits, so their share is larger. Measured: the loss within 0.034,
+    // the worst tensor of each model 0.029 to 0.073.
     EXPECT_NEAR(rounded.loss, exact.loss, 0.05 * exact.loss) << name;
     ASSERT_EQ(exact.by_tensor.size(), rounded.by_tensor.size());
     for (const auto& [tensor, e] : exact.by_tensor) {
       const auto& r = rounded.by_tensor.at(tensor);
-      double difference = 0, size = 0;
-      for (size_t i = 0; i < e.size(); ++i) {
-        difference += std::pow(double(e[i]) - double(r[i]), 2);
-        size += std::pow(double(e[i]), 2);
-      }
-      EXPECT_LT(std::sqrt(difference), 0.1 * std::sqrt(size)) << name << " " << tensor;
-      EXPECT_GT(difference, 0) << name << " " << tensor;
+      const double distance = relative_rms(r, e);
+      EXPECT_LT(distance, 0.1) << name << " " << tensor;
+      EXPECT_GT(distance, 0) << name << " " << tensor;
     }
   }
 }

@@ -168,16 +168,14 @@ TEST(Backward, Bf16IsCloseToExact) {
     const auto exact = shown(rt, model, ids, {.path = Path::exact});
     const auto rounded = shown(rt, model, ids, {.path = Path::bf16});
     ASSERT_EQ(exact.size(), rounded.size());
+    double worst = 0;
     for (size_t i = 0; i < exact.size(); ++i) {
       ASSERT_EQ(exact[i].size(), rounded[i].size());
-      double difference = 0, size = 0;
-      for (size_t j = 0; j < exact[i].size(); ++j) {
-        difference += std::pow(double(exact[i][j]) - double(rounded[i][j]), 2);
-        size += std::pow(double(exact[i][j]), 2);
-      }
-      // Eight bits a value: 2^-9 at most, less on average, and more with every layer.
-      EXPECT_LT(std::sqrt(difference), 0.05 * std::sqrt(size)) << name << " value " << i;
+      worst = std::max(worst, relative_rms(rounded[i], exact[i]));
     }
+    // The forward pass is off by 0.01 of its size (forward_test), as many products follow, and this
+    // is the worst of all gradients. Measured: 0.014 to 0.030.
+    EXPECT_LT(worst, 0.05) << name;
     EXPECT_NE(exact, rounded) << name;
   }
 }

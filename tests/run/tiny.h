@@ -1,5 +1,7 @@
 #pragma once
+#include <cmath>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -33,6 +35,22 @@ inline MatrixBuffer all_logits(const Runtime& rt, const Model& model,
   MatrixBuffer out(hidden.rows(), model.n_vocab);
   logits(rt, model, options.path, hidden, out);
   return out;
+}
+
+// Root of the mean square difference, as a share of that of `exact`.
+inline double relative_rms(std::span<const float> values, std::span<const float> exact) {
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < exact.size(); ++i) {
+    difference += std::pow(double(values[i]) - double(exact[i]), 2);
+    size += std::pow(double(exact[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+inline double relative_rms(const MatrixBuffer& values, const MatrixBuffer& exact) {
+  auto all = [](const MatrixBuffer& m) {
+    return std::span<const float>(m.data(), static_cast<size_t>(m.rows() * m.cols()));
+  };
+  return relative_rms(all(values), all(exact));
 }
 
 }  // namespace mt
