@@ -102,7 +102,8 @@ class RoundedOuter {
 };
 
 template <class Outer>
-void contract(const Runtime& rt, const Outer& outer, const Weight& w, std::span<float> gradient) {
+void contract(const Runtime& rt, const Outer& outer, const Weight& w, std::span<float> gradient,
+              const TileTap& tap) {
   const Kernels& k = rt.kernels;
   const int64_t length = info(w.dtype).block_length, per_row = fields_of_row(w);
   const size_t fields = scale_offsets(w.dtype).size();
@@ -115,6 +116,7 @@ void contract(const Runtime& rt, const Outer& outer, const Weight& w, std::span<
     for (int64_t i = 0; i < w.cols; i += kChunk) {
       const int64_t width = std::min(kChunk, w.cols - i);
       outer.multiply(tile, o, rows, i, width, dw);
+      if (tap) tap(o, rows, i, width, dw, kChunk);
       for (int64_t r = 0; r < rows; ++r)
         for (size_t field = 0; field < fields; ++field) {
           decoder.decode(o + r, i, width, field, basis);
@@ -161,11 +163,11 @@ void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fie
 }
 
 void add_field_gradient(const Runtime& rt, Path path, const Weight& w, ConstMatrix x,
-                        ConstMatrix dy, std::span<float> gradient) {
+                        ConstMatrix dy, std::span<float> gradient, const TileTap& tap) {
   if (path == Path::exact)
-    contract(rt, ExactOuter(rt, x, dy), w, gradient);
+    contract(rt, ExactOuter(rt, x, dy), w, gradient, tap);
   else
-    contract(rt, RoundedOuter(rt, x, dy), w, gradient);
+    contract(rt, RoundedOuter(rt, x, dy), w, gradient, tap);
 }
 
 void add_row_field_gradient(const Weight& w, std::span<const int32_t> rows, ConstMatrix d,

@@ -1,10 +1,16 @@
 #pragma once
+#include <functional>
 #include <span>
 
 #include "flow/model.h"
 #include "run/forward.h"
 
 namespace mt {
+
+// A tile of dW = dy^T x: rows first .. first+rows-1, columns column .. column+width-1, `stride`
+// floats apart. Called from several threads, for rows of its own from each.
+using TileTap = std::function<void(int64_t first, int64_t rows, int64_t column, int64_t width,
+                                   const float* dw, int64_t stride)>;
 
 // f16 fields of a weight: scale_offsets of every block, row after row.
 int64_t n_fields(const Weight& w);
@@ -18,9 +24,9 @@ void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fie
 // fields, so this is sum_i dW_i * basis_i over the block, basis being the block decoded with that
 // field 1 and the others 0. dW exists 48 rows by 256 columns at a time. x:[n,in]  dy:[n,out]
 // Path::bf16 rounds x and dy. The same bits for any number of threads and in every instruction
-// set.
+// set. tap: sees every tile of dW; may be empty.
 void add_field_gradient(const Runtime& rt, Path path, const Weight& w, ConstMatrix x,
-                        ConstMatrix dy, std::span<float> gradient);
+                        ConstMatrix dy, std::span<float> gradient, const TileTap& tap = {});
 
 // The same for a matrix that is read row by row (an embedding): dW[rows[t],:] += d[t,:].
 // d:[rows.size(), in]

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 #include <numbers>
+#include <optional>
 #include <set>
 
 #include "base/checked.h"
@@ -11,6 +12,7 @@
 #include "base/progress.h"
 #include "base/random.h"
 #include "cut/field_gradient.h"
+#include "cut/learned_rounding.h"
 #include "cut/refine_state.h"
 #include "dtype/scale_fields.h"
 #include "run/backward.h"
@@ -29,6 +31,7 @@ struct FreeWeight {
   LinearMap* map;
   Range range;
   std::shared_ptr<AlignedBuffer<std::byte>> bytes;
+  std::optional<size_t> latents;  // where its latent codes begin, if they are learned
 };
 struct FreeNorm {
   std::vector<float>* gain;
@@ -44,6 +47,7 @@ class Refinement {
 
   RefineState& state() { return state_; }
   int64_t n_scales() const { return static_cast<int64_t>(n_scales_); }
+  int64_t n_codes() const { return std::ssize(state_.latent); }
   int64_t n_norms() const { return static_cast<int64_t>(state_.master.size() - n_scales_); }
 
   void clear_gradient() { std::fill(gradient_.begin(), gradient_.end(), 0.0f); }
@@ -56,7 +60,8 @@ class Refinement {
     BackwardTaps taps;
     taps.map = taps.head = [&](const LinearMap& map, ConstMatrix x, ConstMatrix dy) {
       if (const auto it = weights_.find(map.name); it != weights_.end())
-        add_field_gradient(rt_, settings_.path, map.weight, x, dy, part(it->second.range));
+        add_field_gradient(rt_, settings_.path, map.weight, x, dy, part(it->second.range),
+                           tile_tap(it->second));
     };
     taps.norm = [&](const std::string& norm, std::span<const float> d) {
       const auto it = norms_.find(norm);
@@ -66,8 +71,12 @@ class Refinement {
     };
     taps.embed = [&](std::span<const int32_t> rows, ConstMatrix d) {
       const auto it = weights_.find(cut_.embedding.name);
-      if (it != weights_.end())
-        add_row_field_gradient(cut_.embedding.weight, rows, d, part(it->second.range));
+      if (it == weights_.end()) return;
+      const Weight& w = cut_.embedding.weight;
+      add_row_field_gradient(w, rows, d, part(it->second.range));
+      if (const TileTap tap = tile_tap(it->second))
+        for (size_t t = 0; t < rows.size(); ++t)
+          tap(rows[t], 1, 0, w.cols, d.row(static_cast<int64_t>(t)), d.stride);
     };
     backward(
         rt_, cut_, tokens,
@@ -111,6 +120,10 @@ class Refinement {
         state_.master[i] -= move * size_[i];
       }
     });
+    for (auto& [name, w] : weights_)
+      if (w.latents)
+        move_latent(rt_, w.map->weight, static_cast<float>(rate * settings_.rounding_step), b1, b2,
+                    c1, c2, latents(w));
     publish();
   }
 
@@ -118,6 +131,8 @@ class Refinement {
   void publish() {
     for (auto& [name, w] : weights_)
       write_fields(rt_, w.map->weight, part(state_.master, w.range), *w.bytes);
+    for (auto& [name, w] : weights_)
+      if (w.latents) write_latent(rt_, w.map->weight, latents(w).latent, *w.bytes);
     for (auto& [name, n] : norms_) {
       const auto values = part(state_.master, n.range);
       std::copy(values.begin(), values.end(), n.gain->begin());
@@ -152,7 +167,7 @@ class Refinement {
       auto own = std::make_shared<AlignedBuffer<std::byte>>(static_cast<size_t>(w.bytes()));
       std::copy_n(w.data.bytes.data(), w.bytes(), own->data());
       w.data = {own, std::span<const std::byte>(own->data(), own->size())};
-      weights_[map->name] = {map, range(static_cast<size_t>(n_fields(w))), own};
+      weights_[map->name] = {map, range(static_cast<size_t>(n_fields(w))), own, {}};
     }
     n_scales_ = count;
     for (const auto& norm : norms(cut_)) {
@@ -169,6 +184,54 @@ class Refinement {
       std::copy(n.gain->begin(), n.gain->end(), part(state_.master, n.range).begin());
     size_.resize(count);
     for (size_t i = 0; i < count; ++i) size_[i] = std::fabs(state_.master[i]);
+    collect_latents();
+  }
+
+  // Formats of the fewest bits first, while there is room.
+  void collect_latents() {
+    if (settings_.rounding_step <= 0) return;
+    std::vector<FreeWeight*> order;
+    for (auto& [name, w] : weights_)
+      if (learns_rounding(w.map->weight.dtype)) order.push_back(&w);
+    auto bits = [](const FreeWeight* w) {
+      const DtypeInfo& format = info(w->map->weight.dtype);
+      return double(format.block_bytes) / double(format.block_length);
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](auto* a, auto* b) { return bits(a) < bits(b); });
+    size_t count = 0;
+    for (FreeWeight* w : order) {
+      const auto n = static_cast<size_t>(w->map->weight.rows * w->map->weight.cols);
+      if (static_cast<int64_t>((count + n) * 2 * sizeof(float)) > settings_.latent_bytes) continue;
+      w->latents = count;
+      count += n;
+    }
+    state_.latent.resize(count);
+    state_.latent_mean.resize(count);
+    state_.latent_square.resize(count / kRoundingGroup);
+    for (const FreeWeight* w : order)
+      if (w->latents) start_latent(rt_, w->map->weight, w->map->weight, latents(*w));
+    for (const LinearMap* map : linear_maps(original_))
+      if (const auto it = weights_.find(map->name); it != weights_.end() && it->second.latents)
+        start_latent(rt_, map->weight, it->second.map->weight, latents(it->second));
+  }
+
+  LatentCodes latents(const FreeWeight& w) {
+    const auto n = static_cast<size_t>(w.map->weight.rows * w.map->weight.cols);
+    return {
+        std::span(state_.latent).subspan(*w.latents, n),
+        std::span(state_.latent_mean).subspan(*w.latents, n),
+        std::span(state_.latent_square).subspan(*w.latents / kRoundingGroup, n / kRoundingGroup)};
+  }
+
+  TileTap tile_tap(const FreeWeight& w) {
+    if (!w.latents) return {};
+    return [this, &w, state = latents(w)](int64_t first, int64_t rows, int64_t column,
+                                          int64_t width, const float* dw, int64_t stride) {
+      add_latent_gradient(w.map->weight, first, rows, column, width, dw, stride,
+                          static_cast<float>(settings_.beta1), static_cast<float>(settings_.beta2),
+                          state);
+    };
   }
 
   std::span<float> part(Range r) { return part(gradient_, r); }
@@ -296,6 +359,7 @@ Refined refine(const Runtime& rt, const Model& original, const Model& cut,
   Refinement work(rt, original, result.model, settings);
   result.n_scales = work.n_scales();
   result.n_norms = work.n_norms();
+  result.n_codes = work.n_codes();
   RefineState& state = work.state();
   const bool keeps = !settings.checkpoint.empty();
   const std::string key = keeps ? refine_key(original, cut, windows, settings) : std::string();

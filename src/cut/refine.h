@@ -21,6 +21,10 @@ struct RefineSettings {
   // How far a parameter moves in a step, relative to its own size at the start.
   double scale_step = 5e-4;
   double norm_step = 1e-3;
+  // How far a weight of a format that learns_rounding moves in a step, in levels; 0: its code
+  // stays.
+  double rounding_step = 0;
+  int64_t latent_bytes = int64_t{1200} << 20;  // for that; formats of fewest bits come first
   double beta1 = 0.9, beta2 = 0.98;
   int64_t warm_up = 10;    // steps in which the step size rises to its full value
   double decay_to = 0.02;  // share of the step size that a half cosine leaves at the end
@@ -39,7 +43,7 @@ struct Refined {
   Model model;  // its refined weights lie in memory of their own
   std::vector<double>
       losses;  // of every step, before it: mean KL over the step's tokens, nats a token
-  int64_t n_scales = 0, n_norms = 0;  // parameters that were free
+  int64_t n_scales = 0, n_norms = 0, n_codes = 0;  // parameters that were free
 
   // Means over the first and the last tenth of the steps: different windows, so a rough guide.
   double first_loss() const;
@@ -49,7 +53,8 @@ struct Refined {
 // Gradient descent on the block scales (the f16 fields of scale_offsets) and on the f32 norms of a
 // cut, against the mean over all positions of a step's windows of KL(original || cut): Adam (Kingma
 // and Ba 2015) with warm-up and cosine decay, steps relative to each parameter's size, on f32
-// masters whose rounding to f16 the model reads. Codes, sub-block scales and biases stay. Windows
+// masters whose rounding to f16 the model reads. With a rounding_step, codes of formats of few bits
+// too (cut/learned_rounding.h); other codes, sub-block scales and biases stay. Windows
 // come in a seeded order, each as often as the others. The same bytes for any number of threads and
 // in every instruction set. Norms that the original's file does not hold as F32 stay. Throws Error
 // as forward does, where the vocabularies differ, where there is no window or the checkpoint cannot

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <cstring>
 
 #include "base/files.h"
@@ -10,16 +11,22 @@ namespace mt {
 namespace {
 
 // Goes into the key: raised when the arithmetic of a step changes.
-constexpr const char* kVersion = "microtome refinement 2\n";
+constexpr const char* kVersion = "microtome refinement 3\n";
 
 template <class T>
 std::span<const std::byte> bytes_of(const std::vector<T>& values) {
   return std::as_bytes(std::span(values));
 }
 
+template <class State>
+auto floats_of(State& state) {
+  return std::array{&state.master, &state.mean,        &state.square,
+                    &state.latent, &state.latent_mean, &state.latent_square};
+}
+
 std::string head_of(const std::string& key, const RefineState& state) {
-  return fmt::format("{}{}\n{:20}\n{:20}\n", kVersion, key, state.losses.size(),
-                     state.master.size());
+  return fmt::format("{}{}\n{:20}\n{:20}\n{:20}\n", kVersion, key, state.losses.size(),
+                     state.master.size(), state.latent.size());
 }
 
 }  // namespace
@@ -38,9 +45,10 @@ std::string refine_key(const Model& original, const Model& cut,
   add_model(original);
   add_model(cut);
   for (const auto& window : windows) text += sha256_hex(bytes_of(window)) + "\n";
-  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {}", settings.steps, settings.step_tokens,
-                      settings.seed, settings.scale_step, settings.norm_step, settings.beta1,
-                      settings.beta2, settings.warm_up, settings.decay_to, settings.kept,
+  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", settings.steps,
+                      settings.step_tokens, settings.seed, settings.scale_step, settings.norm_step,
+                      settings.beta1, settings.beta2, settings.warm_up, settings.decay_to,
+                      settings.kept, settings.rounding_step, settings.latent_bytes,
                       settings.path == Path::exact ? "exact" : "bf16");
   return sha256_hex(text);
 }
@@ -50,9 +58,7 @@ void save_refine_state(const std::filesystem::path& path, const std::string& key
   AtomicFile file(path);
   file.write(head_of(key, state));
   file.write(bytes_of(state.losses));
-  file.write(bytes_of(state.master));
-  file.write(bytes_of(state.mean));
-  file.write(bytes_of(state.square));
+  for (const auto* values : floats_of(state)) file.write(bytes_of(*values));
   file.commit();
 }
 
@@ -63,7 +69,9 @@ bool load_refine_state(const std::filesystem::path& path, const std::string& key
   const auto file = MappedFile::open(path);
   const auto bytes = file->bytes();
   // The number of steps is read from the file's size, then the whole head is held against it.
-  const size_t head = head_of(key, state).size(), floats = 3 * state.master.size() * sizeof(float);
+  const size_t head = head_of(key, state).size();
+  size_t floats = 0;
+  for (const auto* values : floats_of(state)) floats += values->size() * sizeof(float);
   if (bytes.size() < head + floats || (bytes.size() - head - floats) % sizeof(double)) return false;
   RefineState found = state;
   found.losses.resize((bytes.size() - head - floats) / sizeof(double));
@@ -76,9 +84,7 @@ bool load_refine_state(const std::filesystem::path& path, const std::string& key
     at += n;
   };
   read(found.losses);
-  read(found.master);
-  read(found.mean);
-  read(found.square);
+  for (auto* values : floats_of(found)) read(*values);
   state = std::move(found);
   return true;
 }

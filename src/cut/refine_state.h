@@ -7,10 +7,11 @@
 
 namespace mt {
 
-// What a refinement needs to go on: parameters, Adam's running means, the losses so far (their
-// number is the number of steps done).
+// What a refinement needs to go on: parameters, Adam's running means, the same of rounding that is
+// learned, the losses so far (their number is the number of steps done).
 struct RefineState {
   std::vector<float> master, mean, square;
+  std::vector<float> latent, latent_mean, latent_square;
   std::vector<double> losses;
 };
 
