@@ -32,7 +32,7 @@ def compare(a, b, n_vocab):
         if not d.max() <= largest:  # a NaN counts as the largest
             largest, where = float(d.max()), i + int(d.max(-1).argmax())
         squares += float((d * d).sum())
-        p, q = log_softmax(x[i:i + 32]), log_softmax(y[i:i + 32])
+        p, q = (log_softmax(m[i:i + 32].astype(np.float64)) for m in (x, y))
         kl.extend((np.exp(p) * (p - q)).sum(-1))
         same.extend(p.argmax(-1) == q.argmax(-1))
     return {"rows": len(x), "max_abs": largest, "at_row": where, "rms": (squares / x.size) ** 0.5,
