@@ -1,5 +1,7 @@
 #include "base/machine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <fstream>
@@ -24,6 +26,11 @@ std::string cpu_name() {
         word == "amx_int8" || word == "amx_bf16")
       sets += (sets.empty() ? "" : " ") + word;
   return sets.empty() ? model : model + " (" + sets + ")";
+}
+
+int64_t machine_bytes() {
+  const int64_t pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+  return pages > 0 && size > 0 ? pages * size : 0;
 }
 
 int64_t anonymous_bytes() {

@@ -9,6 +9,9 @@ namespace mt {
 // The processor's name with the instruction sets that matter here: "AMD EPYC (avx512 vnni bf16)".
 std::string cpu_name();
 
+// Physical memory of the machine; 0 where unknown.
+int64_t machine_bytes();
+
 // Anonymous memory of this process now (mapped model files not counted); 0 where unknown.
 int64_t anonymous_bytes();
 

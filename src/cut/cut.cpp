@@ -4,6 +4,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "base/machine.h"
 #include "base/progress.h"
 #include "cut/feedback.h"
 #include "run/forward.h"
@@ -91,6 +92,18 @@ class Cutter {
   Progress progress_;
 };
 
+// The size is the file's word: a matrix of few rows may be as wide as the file is long.
+std::unique_ptr<SecondMoment> moment_for(const LinearMap& map) {
+  const int64_t n = map.weight.cols, machine = machine_bytes();
+  const double bytes = 16.0 * double(n) * double(n);  // the moments and what is made of them
+  if (machine > 0 && bytes > double(machine))
+    throw_error(
+        "--feedback: the rows of '{}' have {} columns: {:.1f} GB of second moments, this machine "
+        "has {:.1f} GB of memory; cut it without --feedback",
+        map.name, n, bytes / 1e9, double(machine) / 1e9);
+  return std::make_unique<SecondMoment>(n);
+}
+
 // The layers one after another: inputs are gathered, maps rounded with them, and the stream
 // carried past the layer.
 void cut_layers(const Runtime& rt, const Model& source, Model& cut, bool sequential,
@@ -115,7 +128,7 @@ void cut_layers(const Runtime& rt, const Model& source, Model& cut, bool sequent
       for (LinearMap* map : maps)
         if (cutter.changes(*map)) {
           Group& g = groups[point];
-          if (!g.moment) g.moment = std::make_unique<SecondMoment>(map->weight.cols);
+          if (!g.moment) g.moment = moment_for(*map);
           g.maps.push_back(map);
         } else {
           cutter.encode(*map);

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <random>
 
+#include "base/error.h"
 #include "cut/cut.h"
 #include "dtype/codes.h"
 #include "measure/eval.h"
@@ -181,6 +182,28 @@ TEST(Feedback, CutsTheLayersOfAModel) {
       }
       EXPECT_GT(changed, 5);
     }
+  }
+}
+
+TEST(Feedback, RowsTooWideForTheMachineAreRefused) {
+  ThreadPool pool(1);
+  const Runtime rt{select_kernels(), pool};
+  Model model = open_tiny("tiny_llama");
+  for (LinearMap* map : linear_maps(model))
+    if (map->name == "blk.0.ffn_down.weight") map->weight.cols = int64_t{1} << 30;
+  Plan plan;
+  for (const LinearMap* map : linear_maps(model))
+    plan.decisions.push_back({map->name, Option{.dtype = Dtype::Q8_0}, {}, {}});
+  const WeightsOf even = [](const std::string& tensor) {
+    return row_weights(nullptr, tensor, Role::map);
+  };
+  try {
+    cut_model(rt, model, plan, even, Feedback::independent, {{1, 2, 3}});
+    FAIL() << "expected an error";
+  } catch (const Error& e) {
+    const std::string said = e.what();
+    EXPECT_NE(said.find("blk.0.ffn_down.weight"), std::string::npos) << said;
+    EXPECT_NE(said.find("1073741824 columns"), std::string::npos) << said;
   }
 }
 
