@@ -79,6 +79,8 @@ int run(Context& context, const Options& options) {
                              proof.kl_mean.value, *goal.max_kl));
     return exit_check_failed;
   }
+  context.suggest(
+      fmt::format("microtome generate {} -p '...'", shell_word(options.output.string())));
   return exit_done;
 }
 

@@ -16,6 +16,22 @@ struct Options {
   bool force = false, no_proof = false;
 };
 
+// A plan made for the goal keeps it; one that was edited may not.
+void warn_of_missed_goal(Context& context, Session& session, const Goal& goal, const Plan& plan) {
+  // Bits per weight count what a run on the text is needed for: not with an importance matrix.
+  const bool has_text = session.settings().imatrix.empty();
+  const auto budget = goal.bits_per_weight && !has_text ? std::nullopt : session.budget(goal);
+  if (budget && plan.predicted_bytes > *budget)
+    context.note(fmt::format(
+        "warning: the plan was edited by hand and takes {} bytes now; its goal allows {}",
+        grouped(plan.predicted_bytes), grouped(*budget)));
+  if (goal.max_kl && plan.predicted_kl > *goal.max_kl)
+    context.note(fmt::format(
+        "warning: the plan was edited by hand and loses a predicted KL of {} now; its goal allows "
+        "{}",
+        readable_number(plan.predicted_kl), readable_number(*goal.max_kl)));
+}
+
 int run(Context& context, const Options& options) {
   SessionSettings settings = options.session.resolved();
   check_output(options.output, settings.model, options.force);
@@ -37,14 +53,13 @@ int run(Context& context, const Options& options) {
   if (!plan.model_sha256.empty() && plan.model_sha256 != session.model_sha256())
     throw_error("{}: made for another model: expected SHA-256 {}, {} has {}", options.plan.string(),
                 plan.model_sha256, settings.model.string(), session.model_sha256());
-  std::optional<int64_t> edited;
-  if (settings.imatrix.empty()) {
-    edited = session.predict_again(plan);
-    if (!edited)
-      context.note(
-          "there are no predictions in the database: the plan's own stand in the receipt, made "
-          "again or not where it was edited");
-  }
+  const Goal goal = stated_goal(plan.goal);
+  const Session::Edits edits = session.follow_edits(plan);
+  if (settings.imatrix.empty() && !edits.predictions)
+    context.note(
+        "there are no predictions in the database: the plan's own stand in the receipt, made "
+        "again or not where it was edited");
+  if (edits.places > 0) warn_of_missed_goal(context, session, goal, plan);
   Model cut = session.cut(plan);
   std::optional<Comparison> proof;
   if (!options.no_proof) proof = session.prove(plan, cut);
@@ -56,7 +71,8 @@ int run(Context& context, const Options& options) {
                    {"bytes", bytes},
                    {"sha256", mt::model_sha256(options.output)},
                    {"predicted_kl", plan.predicted_kl}};
-    if (edited) result["places_predicted_again"] = *edited;
+    result["places_edited"] = edits.places;
+    if (edits.predictions) result["places_predicted_again"] = edits.predicted_again;
     if (proof)
       result["measured"] = {{"kl_mean", proof->kl_mean.value},
                             {"kl_low", proof->kl_mean.low},
@@ -66,17 +82,21 @@ int run(Context& context, const Options& options) {
     return exit_done;
   }
   context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
-  if (edited.value_or(0) > 0)
-    context.print(fmt::format("{} {} not in the format planned: predicted again, KL {}\n", *edited,
-                              *edited == 1 ? "place is" : "places are",
-                              readable_number(plan.predicted_kl)));
+  if (edits.places > 0)
+    context.print(fmt::format("{} {} not in the format planned", edits.places,
+                              edits.places == 1 ? "place is" : "places are"));
+  else if (edits.predicted_again > 0)
+    context.print("other losses are known now than the plan states");
+  if (edits.predicted_again > 0)
+    context.print(fmt::format(": predicted again, KL {}", readable_number(plan.predicted_kl)));
+  if (edits.places + edits.predicted_again > 0) context.print("\n");
   if (proof)
-    context.print(fmt::format(
-        "mean KL {:.4f}{} nats a token; same top token {:.1f} %\n", proof->kl_mean.value,
-        proof->intervals_hold()
-            ? fmt::format(" ({:.4f} to {:.4f})", proof->kl_mean.low, proof->kl_mean.high)
-            : "",
-        100 * proof->same_top.value));
+    context.print(fmt::format("mean KL {} nats a token; same top token {}\n",
+                              proof->intervals_hold() ? readable_estimate(proof->kl_mean)
+                                                      : readable_number(proof->kl_mean.value),
+                              readable_share(proof->same_top.value)));
+  context.suggest(
+      fmt::format("microtome generate {} -p '...'", shell_word(options.output.string())));
   return exit_done;
 }
 

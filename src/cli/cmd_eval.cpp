@@ -88,7 +88,7 @@ std::string table(const Context& context, const Comparison& c, bool against) {
                                : fmt::format("{:.2e}", x * scale);
     };
     t.row({label, f(e.value), se < 0 ? "" : f(se),
-           c.intervals_hold() ? f(e.low) + " .. " + f(e.high) : "–"});
+           c.intervals_hold() ? "[" + f(e.low) + ", " + f(e.high) + "]" : "–"});
   };
   if (against) row("perplexity, base", c.base_perplexity, "{:.4f}", 1, c.base_perplexity_se);
   row("perplexity", c.perplexity, "{:.4f}", 1, c.perplexity_se);
@@ -237,9 +237,7 @@ int run(Context& context, const Options& options) {
 
 Run add(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("-m,--model,MODEL", o->model,
-                 "A GGUF or safetensors file, or a Hugging Face folder")
-      ->required();
+  declare_model(app, o->model);
   app.add_option("--text", o->text, "Measure perplexity on this plain text")->type_name("FILE");
   app.add_option("--against", o->against,
                  "Compare with this model (the original): KL divergence and agreement on --text")
@@ -271,6 +269,7 @@ Run add(CLI::App& app) {
                  "Write all logits as raw f32 [windows, n_ctx, n_vocab], for checks")
       ->type_name("OUT.f32");
   app.add_option("--seed", o->seed, "Of the intervals' bootstrap")
+      ->check(seed_number())
       ->type_name("N")
       ->capture_default_str();
   app.add_flag("--force", o->force, "Overwrite an existing --logits file");

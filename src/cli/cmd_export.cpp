@@ -48,9 +48,7 @@ int run(Context& context, const Options& options) {
 
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("-m,--model,MODEL", options->model,
-                 "A GGUF or safetensors file, or a Hugging Face folder")
-      ->required();
+  declare_model(app, options->model);
   app.add_option("-o,--output", options->output, "The folder to write; it is made if absent")
       ->required()
       ->type_name("FOLDER");

@@ -44,7 +44,8 @@ std::string read_prompt(const Options& options) {
   return text;
 }
 
-void show_stats(const Generated& g) {
+void show_stats(Context& context, const Generated& g) {
+  context.flush();  // below the text
   auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
   auto n = static_cast<int64_t>(g.ids.size());
   write_error(fmt::format(
@@ -119,7 +120,7 @@ int converse(Context& context, const Model& model, Generator& generator, const O
     clear_interrupt();
     context.print("\n");
     chat.say("assistant", g.text);
-    if (options.stats) show_stats(g);
+    if (options.stats) show_stats(context, g);
   }
   if (context.out.is_terminal) context.print("\n");
   return exit_done;
@@ -146,6 +147,7 @@ int run(Context& context, const Options& options) {
   if (!chats && !options.system.empty())
     throw Error("--system needs a model with a chat template, and no --raw");
   std::string text = read_prompt(options);
+  if (text.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
   if (chats) {
     std::vector<ChatMessage> messages;
     if (!options.system.empty()) messages.push_back({"system", options.system});
@@ -159,27 +161,25 @@ int run(Context& context, const Options& options) {
                                          : std::ssize(ids) + options.n_predict;
   if (options.n_predict < 0 && options.n_ctx > 0) needed = options.n_ctx;
   int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(longest, needed);
+  warn_beyond_training(context, model, n_ctx);
   Generator generator(context.runtime(), model, *tokenizer, path, std::min(n_ctx, needed));
   if (std::ssize(ids) > n_ctx)
     throw_error("the prompt has {} tokens, the context holds {}: {}", ids.size(), n_ctx,
                 options.n_ctx > 0 ? "raise --ctx or shorten it" : "shorten it");
-  warn_beyond_training(context, model, std::min(n_ctx, needed));
   Generated g =
       generator.generate(ids, options.n_predict, options.sampling, options.stops, shower(context));
   if (context.json)
     context.print_json(to_json(g, options));
   else if (!g.text.ends_with('\n'))
     context.print("\n");
-  if (options.stats) show_stats(g);
+  if (options.stats) show_stats(context, g);
   return interrupted() ? exit_interrupted : exit_done;
 }
 
 Run add(CLI::App& app) {
   auto o = std::make_shared<Options>();
   SampleOptions& s = o->sampling;
-  app.add_option("-m,--model,MODEL", o->model,
-                 "A GGUF or safetensors file, or a Hugging Face folder")
-      ->required();
+  declare_model(app, o->model);
   auto* prompt =
       app.add_option("-p,--prompt", o->prompt, "The question, or with --raw the start of the text");
   app.add_option("-f,--file", o->file, "Read the prompt from a file")
@@ -221,6 +221,7 @@ Run add(CLI::App& app) {
       ->type_name("N")
       ->capture_default_str();
   app.add_option("-s,--seed", s.seed, "Same seed, same text; -1: another one each time")
+      ->check(seed_number("-1"))
       ->transform(CLI::Validator(
           [](std::string& text) {
             if (text == "-1") text = std::to_string(std::random_device{}());

@@ -1,6 +1,8 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <filesystem>
+#include <optional>
 
 #include "base/error.h"
 #include "cli/command.h"
@@ -27,9 +29,29 @@ bool matches(const std::string& pattern, const std::string& name) {
   return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
 }
 
-Json pairs(const std::vector<std::pair<std::string, std::string>>& list) {
+template <class List, class Name>
+void check_matched(const Options& options, const List& list, Name name_of) {
+  if (!options.pattern.empty() &&
+      std::ranges::none_of(
+          list, [&](const std::string& n) { return matches(options.pattern, n); }, name_of))
+    throw_error("{}: no tensor matches '{}'", options.path, options.pattern);
+}
+
+Json to_json(const MetaValue& value) {
+  return std::visit(
+      [&](const auto& x) -> Json {
+        using T = std::decay_t<decltype(x)>;
+        if constexpr (std::is_arithmetic_v<T> || std::is_same_v<T, std::string>)
+          return x;
+        else
+          return describe(value);
+      },
+      value.value);
+}
+
+Json to_json(const std::vector<NamedValue>& list) {
   Json out = Json::object();
-  for (const auto& [key, value] : list) out[key] = value;
+  for (const auto& [key, value] : list) out[key] = to_json(value);
   return out;
 }
 
@@ -68,7 +90,7 @@ Json to_json(const Facts& f, const TensorFile& file, const Options& options) {
               {"bits_per_weight", f.bits_per_weight},
               {"runs", f.cannot_run.empty()}};
   if (!f.cannot_run.empty()) out["cannot_run"] = f.cannot_run;
-  out["sizes"] = pairs(f.sizes);
+  out["sizes"] = to_json(f.sizes);
   out["dtypes"] = std::move(dtypes);
   if (f.memory) {
     out["memory"] = {{"n_ctx", f.memory->n_ctx},
@@ -79,14 +101,12 @@ Json to_json(const Facts& f, const TensorFile& file, const Options& options) {
     if (f.memory->kv_cache_windowed)
       out["memory"]["kv_cache_f16_windowed"] = f.memory->kv_cache_windowed;
   }
-  out["tokenizer"] = pairs(f.tokenizer);
+  out["tokenizer"] = to_json(f.tokenizer);
   out["chat"] = f.chat;
-  out["receipt"] = pairs(f.receipt);
+  out["receipt"] = to_json(f.receipt);
   out["waste"] = std::move(wastes);
   if (options.metadata) {
-    Json meta = Json::object();
-    for (const auto& [key, value] : file.metadata) meta[key] = describe(value);
-    out["metadata"] = std::move(meta);
+    out["metadata"] = to_json(file.metadata);
   }
   if (options.tensors) out["tensor_list"] = tensor_list(file, options);
   return out;
@@ -98,9 +118,10 @@ std::string fact(const Context& context, std::string_view label, std::string_vie
   return wrapped(fmt::format("{:<14}", label), printable(text), width, width >= 40 ? 14 : 2);
 }
 
-std::string joined(const std::vector<std::pair<std::string, std::string>>& list) {
+std::string joined(const std::vector<NamedValue>& list) {
   std::string text;
-  for (const auto& [key, value] : list) text += (text.empty() ? "" : ", ") + key + " " + value;
+  for (const auto& [key, value] : list)
+    text += (text.empty() ? "" : ", ") + key + " " + describe(value);
   return text;
 }
 
@@ -149,7 +170,7 @@ void show(Context& context, const Facts& f, const TensorFile& file, const Option
   if (!f.receipt.empty()) {
     text += "\nreceipt\n";
     for (const auto& [key, value] : f.receipt)
-      text += wrapped("  ", printable(key + " = " + value), width, 4);
+      text += wrapped("  ", printable(key + " = " + describe(value)), width, 4);
   }
   if (!f.wastes.empty()) {
     text += "\nwaste\n";
@@ -174,8 +195,13 @@ void show(Context& context, const Facts& f, const TensorFile& file, const Option
   context.print(text);
 }
 
-void show_imatrix(Context& context, const Imatrix& imatrix, const std::string& path,
-                  const Options& options) {
+constexpr const char* kOlderForm =
+    "the .dat form of before GGUF; this program reads it, llama.cpp's tools of today want the GGUF "
+    "form";
+
+void show_imatrix(Context& context, const Imatrix& imatrix, const Options& options, bool older) {
+  const std::string& path = options.path;
+  check_matched(options, imatrix.entries, &ImatrixEntry::tensor);
   if (context.json) {
     Json entries = Json::array();
     for (const auto& e : imatrix.entries)
@@ -184,6 +210,7 @@ void show_imatrix(Context& context, const Imatrix& imatrix, const std::string& p
             {{"tensor", e.tensor}, {"channels", e.in_sum2.size()}, {"count", e.count}});
     context.print_json(Json{{"path", path},
                             {"type", "imatrix"},
+                            {"form", older ? "dat" : "gguf"},
                             {"datasets", imatrix.datasets},
                             {"chunk_count", imatrix.chunk_count},
                             {"chunk_size", imatrix.chunk_size},
@@ -192,8 +219,10 @@ void show_imatrix(Context& context, const Imatrix& imatrix, const std::string& p
   }
   std::string text = fact(context, "file", path);
   text += fact(context, "importance", fmt::format("{} tensors", imatrix.entries.size()));
+  if (older) text += fact(context, "form", kOlderForm);
   text += fact(context, "measured on",
-               fmt::format("{} chunks of {} tokens", imatrix.chunk_count, imatrix.chunk_size));
+               fmt::format("{} chunks", imatrix.chunk_count) +
+                   (older ? "" : fmt::format(" of {} tokens", imatrix.chunk_size)));
   for (const auto& dataset : imatrix.datasets) text += fact(context, "text", dataset);
   if (options.tensors) {
     Table list(
@@ -207,12 +236,32 @@ void show_imatrix(Context& context, const Imatrix& imatrix, const std::string& p
   context.print(text);
 }
 
+// The form has no mark to know it by: what is no model is tried.
+std::optional<Imatrix> read_older_imatrix(const Options& options) {
+  std::error_code none;
+  if (!std::filesystem::is_regular_file(options.path, none)) return std::nullopt;
+  try {
+    return read_imatrix(options.path);
+  } catch (const Error&) {
+    return std::nullopt;  // the model reader's message says more
+  }
+}
+
 int run(Context& context, const Options& options) {
-  auto file = std::make_shared<const TensorFile>(open_model_file(options.path));
-  if (file->get_string("general.type").value_or("") == "imatrix") {
-    show_imatrix(context, read_imatrix(options.path), options.path, options);
+  std::shared_ptr<const TensorFile> file;
+  try {
+    file = std::make_shared<const TensorFile>(open_model_file(options.path));
+  } catch (const Error&) {
+    const auto imatrix = read_older_imatrix(options);
+    if (!imatrix) throw;
+    show_imatrix(context, *imatrix, options, true);
     return exit_done;
   }
+  if (file->get_string("general.type").value_or("") == "imatrix") {
+    show_imatrix(context, read_imatrix(options.path), options, false);
+    return exit_done;
+  }
+  check_matched(options, file->tensors, &Tensor::name);
   Facts facts = inspect(file, options.n_ctx, context.runtime().pool);
   if (context.json)
     context.print_json(to_json(facts, *file, options));
@@ -223,9 +272,8 @@ int run(Context& context, const Options& options) {
 
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
-  app.add_option("-m,--model,MODEL", options->path,
-                 "A GGUF or safetensors file, a Hugging Face folder, or an imatrix file")
-      ->required();
+  declare_model(app, options->path,
+                "A GGUF or safetensors file, a Hugging Face folder, or an imatrix file");
   app.add_option("--ctx", options->n_ctx, "Context length for the memory needed (default: 4096)")
       ->check(within(int64_t{1}, int64_t{1} << 32))
       ->type_name("N");

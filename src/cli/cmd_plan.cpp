@@ -14,8 +14,8 @@ struct Options {
   int frontier = 0;
 };
 
-int show_frontier(Context& context, Session& session, int points) {
-  auto curve = session.frontier(points);
+void show_frontier(Context& context, Session& session, int points) {
+  const auto curve = session.frontier(points);
   if (context.json) {
     Json list = Json::array();
     for (const auto& p : curve)
@@ -23,7 +23,7 @@ int show_frontier(Context& context, Session& session, int points) {
                       {"bits_per_weight", p.bits_per_weight},
                       {"predicted_kl", p.predicted_kl}});
     context.print_json({{"frontier", list}});
-    return exit_done;
+    return;
   }
   Table table({{"size", Table::Align::right},
                {"bytes", Table::Align::right},
@@ -33,7 +33,11 @@ int show_frontier(Context& context, Session& session, int points) {
     table.row({readable_bytes(p.bytes), grouped(p.bytes), fmt::format("{:.3f}", p.bits_per_weight),
                readable_number(p.predicted_kl)});
   context.print(table.text(context.out.is_terminal ? context.out.width() : 0, context.out.colour));
-  return exit_done;
+  if (std::ssize(curve) < points)
+    context.print("\n" +
+                  folded(context, fmt::format("{} sizes, not {}: at the others no plan loses "
+                                              "less than that of a smaller file",
+                                              curve.size(), points)));
 }
 
 int run(Context& context, const Options& options) {
@@ -47,7 +51,12 @@ int run(Context& context, const Options& options) {
       {{"-o", options.output}, {"--tensor-types", options.tensor_types}, {"--db", settings.db}});
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model(), settings.n_ctx);
-  if (!goal) return show_frontier(context, session, options.frontier);
+  const std::string model = shell_word(settings.model.string()), same = repeated(options.session);
+  if (!goal) {
+    show_frontier(context, session, options.frontier);
+    context.suggest(fmt::format("microtome plan {}{} --size SIZE -o plan.json", model, same));
+    return exit_done;
+  }
 
   Plan plan = session.plan(*goal);
   if (!options.tensor_types.empty()) write_text(options.tensor_types, tensor_type_file(plan));
@@ -64,6 +73,8 @@ int run(Context& context, const Options& options) {
           ? " (optimal)"
           : fmt::format(" (optimal within {:.2g} %)", 100 * plan.optimality_gap),
       plan.note.empty() ? "" : plan.note + "\n", printable(options.output.string())));
+  context.suggest(fmt::format("microtome cut {} {}{} -o small.gguf", model,
+                              shell_word(options.output.string()), same));
   return exit_done;
 }
 
@@ -95,7 +106,7 @@ const Command plan_command = {.name = "plan",
                               .summary = "Decide the format of every tensor for a size or a loss",
                               .examples =
                                   "microtome plan model.gguf --size 75MB -o plan.json\n"
-                                  "microtome plan model.gguf --bpw 4.0 --tensor-types types.txt\n"
+                                  "microtome plan model.gguf --bpw 4.5 --tensor-types types.txt\n"
                                   "microtome plan model.gguf --frontier 12",
                               .add = add};
 

@@ -82,6 +82,8 @@ int run(Context& context, const Options& options) {
       context,
       fmt::format("{} tokens {}; kept in {}", grouped(session.profile().n_tokens),
                   printable(session.calibration().name), printable(session.db_path().string()))));
+  context.suggest(fmt::format("microtome plan {}{} --frontier", shell_word(settings.model.string()),
+                              repeated(options.session)));
   return exit_done;
 }
 

@@ -33,8 +33,9 @@ using Json = nlohmann::ordered_json;
 class Context {
  public:
   bool json = false;
-  bool quiet = false;  // no progress, no notes
-  int threads = 0;     // 0: all processors
+  bool quiet = false;     // no progress, no notes
+  bool progress = false;  // as plain lines where there is no terminal
+  int threads = 0;        // 0: all processors
   Terminal out{1};
   Terminal err{2};
 
@@ -50,6 +51,8 @@ class Context {
   void print_json(const Json& document);
   // A remark for people, on standard error, silent with --quiet.
   void note(std::string_view text);
+  // The command to go on with, after all output: for people at a terminal only.
+  void suggest(std::string_view command);
 
  private:
   void keep(std::string_view text);
@@ -61,8 +64,21 @@ class Context {
 // Prose for standard output: folded at the terminal's width, two columns in, a line of its own.
 std::string folded(const Context& context, std::string_view text);
 
+// A word of a command as a shell takes it: quoted where it must be.
+std::string shell_word(std::string_view word);
+
 // A note where a context is longer than what the model was trained on.
 void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx);
+
+// The model that most commands open.
+template <class T>
+void declare_model(CLI::App& app, T& model,
+                   const char* what = "A GGUF or safetensors file, or a Hugging Face folder") {
+  app.add_option("-m,--model,MODEL", model, what)->required();
+}
+
+// A check that a seed is written as a whole number from 0 to 2^64 - 1; `also` is let through.
+CLI::Validator seed_number(std::string also = "");
 
 // A range check that does not print its bounds in the help.
 template <class T>

@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "cli/command.h"
@@ -42,6 +44,34 @@ void Context::flush() {
 
 void Context::note(std::string_view text) {
   if (!quiet) write_error(fmt::format("microtome: {}\n", text));
+}
+
+void Context::suggest(std::string_view command) {
+  if (json || quiet || !err.is_terminal) return;
+  flush();
+  write_error(fmt::format("next: {}\n", printable(command)));
+}
+
+std::string shell_word(std::string_view word) {
+  constexpr std::string_view plain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-+:,=@%";
+  if (!word.empty() && word.find_first_not_of(plain) == word.npos) return std::string(word);
+  std::string quoted = "'";
+  for (char c : word) quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return quoted + "'";
+}
+
+CLI::Validator seed_number(std::string also) {
+  return CLI::Validator(
+      [also = std::move(also)](std::string& text) {
+        uint64_t seed = 0;
+        const char* end = text.data() + text.size();
+        const auto [stop, error] = std::from_chars(text.data(), end, seed);
+        if ((error == std::errc() && stop == end) || (!also.empty() && text == also))
+          return std::string();
+        return fmt::format("Value '{}' is no whole number from 0 to 18446744073709551615", text);
+      },
+      "");
 }
 
 std::string folded(const Context& context, std::string_view text) {

@@ -82,11 +82,13 @@ void count_tensors(const TensorFile& file, Facts& facts) {
                    [](const DtypeShare& a, const DtypeShare& b) { return a.bytes > b.bytes; });
 }
 
-// "3", or "2..8" where layers differ.
-std::string range_text(const std::vector<double>& values) {
+// 3, or "2..8" where layers differ.
+template <class Number>
+MetaValue range_of(const std::vector<Number>& values) {
   auto [low, high] = std::minmax_element(values.begin(), values.end());
-  if (*low == *high) return fmt::format("{:.10g}", *low);
-  return fmt::format("{:.10g}..{:.10g}", *low, *high);
+  if (*low == *high) return MetaValue{Number(*low)};
+  return MetaValue{
+      fmt::format("{}..{}", describe(MetaValue{Number(*low)}), describe(MetaValue{Number(*high)}))};
 }
 
 void read_sizes(const TensorFile& file, Facts& facts) {
@@ -105,20 +107,21 @@ void read_sizes(const TensorFile& file, Facts& facts) {
         [&](const auto& x) {
           using T = std::decay_t<decltype(x)>;
           if constexpr (std::is_arithmetic_v<T>)
-            facts.sizes.emplace_back(label, fmt::format("{:.10g}", double(x)));
+            facts.sizes.emplace_back(label, MetaValue{x});
           else if constexpr (!std::is_same_v<T, std::string> &&
                              !std::is_same_v<T, MetaValue::Strings>) {
-            std::vector<double> numbers(x.begin(), x.end());
-            if (!numbers.empty()) facts.sizes.emplace_back(label, range_text(numbers));
+            if (!x.empty()) facts.sizes.emplace_back(label, range_of(x));
           }
         },
         value->value);
   }
   const Tensor* embedding = file.find_tensor("token_embd.weight");
   if (embedding && embedding->shape.size() == 2)
-    facts.sizes.emplace_back("n_vocab", std::to_string(embedding->shape[0]));
+    facts.sizes.emplace_back("n_vocab", MetaValue{embedding->shape[0]});
   if (embedding)
-    facts.sizes.emplace_back("head", file.find_tensor("output.weight") ? "own" : "the embedding");
+    facts.sizes.emplace_back(
+        "head",
+        MetaValue{std::string(file.find_tensor("output.weight") ? "own" : "the embedding")});
 }
 
 MemoryNeed memory_need(const Model& model, int64_t tensor_bytes, int64_t n_ctx) {
@@ -141,22 +144,24 @@ MemoryNeed memory_need(const Model& model, int64_t tensor_bytes, int64_t n_ctx) 
 void read_tokenizer(const TensorFile& file, Facts& facts) {
   auto kind = file.get_string("tokenizer.ggml.model");
   if (!kind) return;
-  facts.tokenizer.emplace_back("model", *kind);
-  if (auto pre = file.get_string("tokenizer.ggml.pre")) facts.tokenizer.emplace_back("pre", *pre);
+  facts.tokenizer.emplace_back("model", MetaValue{*kind});
+  if (auto pre = file.get_string("tokenizer.ggml.pre"))
+    facts.tokenizer.emplace_back("pre", MetaValue{*pre});
+  auto count = [](const auto& list) { return MetaValue{static_cast<uint64_t>(list.size())}; };
   const auto* tokens = file.get_strings("tokenizer.ggml.tokens");
-  if (tokens) facts.tokenizer.emplace_back("tokens", std::to_string(tokens->size()));
+  if (tokens) facts.tokenizer.emplace_back("tokens", count(*tokens));
   if (const auto* merges = file.get_strings("tokenizer.ggml.merges"))
-    facts.tokenizer.emplace_back("merges", std::to_string(merges->size()));
+    facts.tokenizer.emplace_back("merges", count(*merges));
   for (const char* which : {"bos", "eos"}) {
     auto id = file.get_int(fmt::format("tokenizer.ggml.{}_token_id", which));
     if (!id) continue;
     std::string text = std::to_string(*id);
     if (tokens && *id >= 0 && static_cast<size_t>(*id) < tokens->size())
       text += " " + (*tokens)[static_cast<size_t>(*id)];
-    facts.tokenizer.emplace_back(which, text);
+    facts.tokenizer.emplace_back(which, MetaValue{text});
   }
   if (auto adds = file.get_bool("tokenizer.ggml.add_bos_token"))
-    facts.tokenizer.emplace_back("adds_bos", *adds ? "yes" : "no");
+    facts.tokenizer.emplace_back("adds_bos", MetaValue{*adds});
 }
 
 }  // namespace
@@ -199,7 +204,7 @@ Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, ThreadPool&
     if (facts.chat.empty()) facts.chat = "unknown";
   }
   for (const auto& [key, value] : file->metadata)
-    if (key.starts_with("microtome.")) facts.receipt.emplace_back(key, describe(value));
+    if (key.starts_with("microtome.")) facts.receipt.emplace_back(key, value);
   try {
     Model model = open_model(file);
     int64_t longest = model.context_length > 0 ? model.context_length : 4096;

@@ -30,6 +30,8 @@ struct MemoryNeed {
   int64_t total() const { return weights + kv_cache + logits; }
 };
 
+using NamedValue = std::pair<std::string, MetaValue>;
+
 // What a file says of itself and what its bytes show; for any file that opens, whether microtome
 // runs its architecture or not.
 struct Facts {
@@ -37,12 +39,12 @@ struct Facts {
   int64_t file_bytes = 0, tensor_bytes = 0, n_tensors = 0;
   int64_t n_weights = 0;  // of all float tensors: embedding, head, norms and biases included
   double bits_per_weight = 0;
-  std::vector<std::pair<std::string, std::string>> sizes;  // "d_model" -> "576"
-  std::vector<DtypeShare> dtypes;                          // most bytes first
+  std::vector<NamedValue> sizes;   // "d_model" -> 576
+  std::vector<DtypeShare> dtypes;  // most bytes first
   std::optional<MemoryNeed> memory;
-  std::vector<std::pair<std::string, std::string>> tokenizer;
-  std::string chat;  // family, "unknown" or "" where there is no template
-  std::vector<std::pair<std::string, std::string>> receipt;  // microtome.*
+  std::vector<NamedValue> tokenizer;
+  std::string chat;                 // family, "unknown" or "" where there is no template
+  std::vector<NamedValue> receipt;  // microtome.*
   std::vector<Waste> wastes;
   std::string cannot_run;  // why, or "" where microtome runs it
 };

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <new>
 #include <utility>
@@ -26,6 +27,8 @@ void add_common_options(CLI::App& app, Context& context) {
       ->check(within(1, 1024))
       ->type_name("N");
   app.add_flag("-q,--quiet", context.quiet, "No progress and no remarks on standard error");
+  app.add_flag("--progress", context.progress,
+               "Progress as a line every 10 seconds where standard error is no terminal");
 }
 
 std::string all_examples() {
@@ -148,7 +151,10 @@ int run_program(int argc, char** argv, Context& context) {
                                  : e.what();
     return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", what, where));
   }
-  ProgressDraw progress(context.err, context.quiet);
+  ProgressDraw progress(context.err, context.quiet             ? ProgressDraw::Style::silent
+                                     : context.err.is_terminal ? ProgressDraw::Style::drawn
+                                     : context.progress        ? ProgressDraw::Style::lines
+                                                               : ProgressDraw::Style::silent);
   set_progress_sink(&progress);
   struct Unset {
     ~Unset() { set_progress_sink(nullptr); }
@@ -162,18 +168,13 @@ int run_program(int argc, char** argv, Context& context) {
   return exit_internal;  // require_subcommand(1) saw to it that one was parsed
 }
 
-}  // namespace
-}  // namespace mt::cli
-
-int main(int argc, char** argv) {
-  using namespace mt::cli;
-  install_signal_handlers();
+int run_and_report(int argc, char** argv) {
   Context context;
   try {
     return run_program(argc, argv, context);
   } catch (const Interrupted&) {
     return exit_interrupted;
-  } catch (const mt::Error& e) {
+  } catch (const Error& e) {
     return fail(context, exit_bad_input, e.what());
   } catch (const std::filesystem::filesystem_error& e) {
     return fail(context, exit_bad_input,
@@ -185,4 +186,19 @@ int main(int argc, char** argv) {
   } catch (const std::exception& e) {
     return fail(context, exit_internal, fmt::format("internal error: {}", e.what()));
   }
+}
+
+}  // namespace
+}  // namespace mt::cli
+
+int main(int argc, char** argv) {
+  mt::cli::install_signal_handlers();
+  const int code = mt::cli::run_and_report(argc, argv);
+#ifndef __SANITIZE_ADDRESS__  // which looks for leaks at the end
+  // OpenBLAS, which Cbc's libraries bring along, waits at the end for threads of its own, for ever
+  // where there was too little memory to start them. All that is ours has ended by now.
+  std::fflush(nullptr);
+  std::_Exit(code);
+#endif
+  return code;
 }

@@ -20,8 +20,8 @@ void write_all(int fd, std::string_view text) {
 }
 }  // namespace
 
-ProgressDraw::ProgressDraw(const Terminal& terminal, bool silent)
-    : terminal_(terminal), silent_(silent || !terminal.is_terminal) {}
+ProgressDraw::ProgressDraw(const Terminal& terminal, Style style, Clock::duration pause)
+    : terminal_(terminal), style_(style), pause_(pause) {}
 
 ProgressDraw::~ProgressDraw() {
   clear();
@@ -37,9 +37,13 @@ void ProgressDraw::update(const std::string& label, uint64_t done, uint64_t tota
     set_task_active(true);
   }
   if (interrupted()) throw Interrupted();
-  if (silent_ || now - task->start < std::chrono::seconds(2)) return;
-  if (visible_ && now - drawn_ < std::chrono::milliseconds(100)) return;
   double elapsed = std::chrono::duration<double>(now - task->start).count();
+  if (style_ == Style::lines && now - drawn_ >= pause_) {
+    write_all(terminal_.fd, progress_line(label, done, total, elapsed, 100) + "\n");
+    drawn_ = now;
+  }
+  if (style_ != Style::drawn || elapsed < 2) return;
+  if (visible_ && now - drawn_ < std::chrono::milliseconds(100)) return;
   std::string line = progress_line(label, done, total, elapsed, terminal_.width());
   erase_line();
   write_all(terminal_.fd, line);

@@ -3,6 +3,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <optional>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -19,9 +21,7 @@ std::string list_of(const std::vector<Dtype>& types) {
 }  // namespace
 
 void SessionOptions::declare(CLI::App& app) {
-  app.add_option("-m,--model,MODEL", settings.model,
-                 "A GGUF file, a safetensors file or a Hugging Face folder")
-      ->required();
+  declare_model(app, settings.model);
   app.add_option("--text", settings.texts,
                  "Plain text to calibrate on, FILE or FILE:WEIGHT; may be repeated (default: text "
                  "sampled from the model itself)")
@@ -43,6 +43,7 @@ void SessionOptions::declare(CLI::App& app) {
       ->check(within<int64_t>(1, 1 << 20))
       ->type_name("N");
   app.add_option("--seed", settings.seed, "Of everything that is drawn (default: 1)")
+      ->check(seed_number())
       ->type_name("N");
   app.add_option("--types", types,
                  "Formats to choose from: \"Q4_0,Q8_0\", \"+Q2_0\", \"-IQ4_XS\", \"all\" (default: "
@@ -77,6 +78,46 @@ SessionSettings SessionOptions::resolved(const Goal* goal) const {
     s.types.push_back(*goal->uniform);
   s.aims = goal && goal->max_kl;
   return s;
+}
+
+std::string repeated(const SessionOptions& options) {
+  const SessionSettings& s = options.settings;
+  const SessionSettings usual;
+  std::string text;
+  auto add = [&](const char* option, const std::string& value) {
+    text += fmt::format(" {} {}", option, shell_word(value));
+  };
+  for (const auto& file : s.texts) add("--text", file);
+  if (!s.db.empty()) add("--db", s.db.string());
+  for (const auto& [option, value] : {std::pair{"--n-ctx", s.n_ctx},
+                                      {"--windows", s.n_windows},
+                                      {"--proof-windows", s.n_proof_windows}})
+    if (value > 0) add(option, std::to_string(value));
+  if (s.seed != usual.seed) add("--seed", std::to_string(s.seed));
+  if (s.n_measured != usual.n_measured) add("--measured", std::to_string(s.n_measured));
+  if (options.types != SessionOptions().types) add("--types", options.types);
+  return text;
+}
+
+Goal stated_goal(const std::string& text) {
+  Goal goal;
+  const auto value = [&](std::string_view option) {
+    return text.starts_with(option) ? text.substr(option.size()) : "";
+  };
+  const auto number = [](const std::string& word) -> std::optional<double> {
+    double x = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), x);
+    if (error == std::errc() && x > 0 && x < 1e6) return x;
+    return std::nullopt;
+  };
+  try {
+    if (const auto size = value("--size "); !size.empty()) goal.bytes = parse_size(size);
+  } catch (const Error&) {
+    // A plan's goal is a text for people: it may say anything.
+  }
+  goal.bits_per_weight = number(value("--bpw "));
+  goal.max_kl = number(value("--max-kl "));
+  return goal;
 }
 
 void GoalOptions::declare(CLI::App& app) {
@@ -114,7 +155,7 @@ Goal GoalOptions::resolved() const {
     g.text = "--type " + std::string(name(*g.uniform));
   }
   if (n != 1)
-    throw Error(n == 0 ? "say what to aim for: --size 75MB, --bpw 4.0, --max-kl 0.02 or --type Q4_0"
+    throw Error(n == 0 ? "say what to aim for: --size 75MB, --bpw 4.5, --max-kl 0.02 or --type Q4_0"
                        : "--size, --bpw, --max-kl and --type are four goals: give one of them");
   return g;
 }

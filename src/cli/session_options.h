@@ -18,6 +18,13 @@ struct SessionOptions {
 // Of the commands that round weights.
 void declare_feedback(CLI::App& app, Feedback& feedback);
 
+// The options among these that another command needs to find the same measurements: " --text
+// a.txt".
+std::string repeated(const SessionOptions& options);
+
+// The goal that a plan states, "--size 75MB"; none where it is no such text.
+Goal stated_goal(const std::string& text);
+
 // What a plan is asked for.
 struct GoalOptions {
   std::string size, type;

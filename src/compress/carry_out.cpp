@@ -160,9 +160,8 @@ Result carry_out(Session& session, const Goal& goal,
     const double proved = result.proof.kl_mean.value;
     if (proved <= bound || found.measured > aim || proof == kProofs) break;
     result.notes.push_back(fmt::format(
-        "the proof missed the bound: {:.4g} on the windows set aside, {:.4g} on those that the "
-        "plan "
-        "was made against; planned again for less, so that the proof's text decided too",
+        "the proof missed the bound: {:.4g} on the windows set aside, {:.4g} on those that "
+        "the plan was made against; planned again for less, so that the proof's text decided too",
         proved, found.measured));
     say(result.notes.back());
     aim = 0.995 * bound * found.measured / proved;

@@ -107,7 +107,7 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
     const Candidate& c = candidates.all[i];
     const std::string setting(name(c.dtypes[o]));
     auto measured = db.value(c.key, "measured_kl", setting);
-    if (!measured || !std::isfinite(*measured)) {
+    if (!measured || !std::isfinite(*measured) || *measured <= 0) {  // not there, or damaged
       if (!place_loss) place_loss = std::make_unique<PlaceLoss>(rt, model, windows);
       measured = place_loss->measure(c.tensor, encode_weight(rt, c.source, c.dtypes[o], c.weights));
       db.put(c.key, "measured_kl", setting, *measured);

@@ -210,6 +210,24 @@ std::string Session::misfits(const Plan& plan, Dtype dtype) const {
                      info(dtype).block_length, plan.decisions.size(), text);
 }
 
+std::optional<int64_t> Session::budget(const Goal& goal) {
+  if (goal.bytes) return goal.bytes;
+  if (!goal.bits_per_weight) return std::nullopt;
+  return metadata_bytes() + static_cast<int64_t>(*goal.bits_per_weight * double(n_weights()) / 8);
+}
+
+// What to do where nothing is small enough.
+std::string Session::hint(const Goal& goal) {
+  const char last = goal.text.empty() ? ' ' : goal.text.back();
+  if (goal.bytes && *goal.bytes < 10'000 && last >= '0' && last <= '9')  // no unit was given
+    return fmt::format("did you mean {}MB?", goal.text);
+  const std::string wider = "more formats are offered with --types all";
+  if (!goal.bits_per_weight) return wider;
+  const double bits =
+      8.0 * double(fewest_bytes(problem()) - metadata_bytes()) / double(n_weights());
+  return fmt::format("that is --bpw {:.3f}; {}", std::ceil(1000 * bits) / 1000, wider);
+}
+
 Plan Session::plan(const Goal& goal, double correction) {
   if (goal.uniform && std::find(settings_.types.begin(), settings_.types.end(), *goal.uniform) ==
                           settings_.types.end())
@@ -217,7 +235,7 @@ Plan Session::plan(const Goal& goal, double correction) {
                 name(*goal.uniform));
   const Problem& p = problem();
   SolveSettings settings;
-  settings.hint = "more formats are offered with --types all";
+  settings.hint = hint(goal);
   Solution s;
   if (goal.uniform) {
     check_fits(*goal.uniform);
@@ -225,11 +243,7 @@ Plan Session::plan(const Goal& goal, double correction) {
   } else if (goal.max_kl)
     s = minimise_bytes(p, *goal.max_kl / correction, settings);
   else
-    s = minimise_loss(p,
-                      goal.bytes ? *goal.bytes
-                                 : metadata_bytes() + static_cast<int64_t>(*goal.bits_per_weight *
-                                                                           double(n_weights()) / 8),
-                      settings);
+    s = minimise_loss(p, budget(goal).value(), settings);
   Plan plan = to_plan(p, s);
   if (goal.uniform) plan.note = misfits(plan, *goal.uniform);
   plan.model_sha256 = sha256_;
@@ -254,43 +268,70 @@ std::string Session::key_of(const Plan& plan, const std::string& tensor) const {
              : tensor;
 }
 
-std::optional<int64_t> Session::predict_again(Plan& plan) {
-  calibration();
-  if (db_->rows("predicted_kl").empty()) return std::nullopt;
-  const Problem& p = problem();
+Session::Edits Session::follow_edits(Plan& plan) {
+  Edits edits;
+  if (settings_.imatrix.empty()) {  // with one no text is read or sampled
+    calibration();
+    edits.predictions = !db_->rows("predicted_kl").empty();
+  }
+  const Candidates known = find_candidates(*model_, settings_.types, nullptr);  // as the problem's
   double before = 0, after = 0;
-  int64_t n = 0;
+  int64_t more_bytes = 0;
   for (Decision& d : plan.decisions) {
     const auto c = std::find_if(
-        candidates_->all.begin(), candidates_->all.end(),
+        known.all.begin(), known.all.end(),
         [&](const Candidate& candidate) { return candidate.key == key_of(plan, d.place); });
-    if (c == candidates_->all.end())
+    if (c == known.all.end())
       throw_error("the plan names '{}', which {} does not have", d.place, settings_.model.string());
-    const Place& place = p.places[static_cast<size_t>(c - candidates_->all.begin())];
     if (d.chosen.keep && d.chosen.dtype != c->source.dtype)
       throw_error("the plan keeps '{}' as {}: it is {}; leave out \"keep\" to write it as {}",
                   d.place, name(d.chosen.dtype), name(c->source.dtype), name(d.chosen.dtype));
-    const auto option = std::find_if(place.options.begin(), place.options.end(),
-                                     [&](const Option& o) { return o.dtype == d.chosen.dtype; });
-    before += d.chosen.loss;
-    if (option != place.options.end() &&
-        (option->bytes != d.chosen.bytes || option->loss != d.chosen.loss)) {
-      d = decide(place, *option);
-      ++n;
+    const auto dtype = std::find(c->dtypes.begin(), c->dtypes.end(), d.chosen.dtype);
+    if (dtype == c->dtypes.end()) continue;  // fits no row: the cut says so
+    const Option stated = d.chosen;
+    d.chosen.bytes = padded(c->source.rows * row_bytes(*dtype, c->source.cols));
+    bool edited = d.chosen.bytes != stated.bytes;
+    if (edits.predictions) {
+      const Place& place = problem().places[static_cast<size_t>(c - known.all.begin())];
+      const Option& now = place.options[static_cast<size_t>(dtype - c->dtypes.begin())];
+      if (edited || now.loss != stated.loss) {
+        // Another loss alone may come of other measurements, unless it is that of another format.
+        edited |= std::any_of(place.options.begin(), place.options.end(), [&](const Option& other) {
+          return other.bytes == stated.bytes && other.loss == stated.loss;
+        });
+        d = decide(place, now);
+        ++edits.predicted_again;
+      }
     }
+    edits.places += edited;
+    more_bytes += d.chosen.bytes - stated.bytes;
+    before += stated.loss;
     after += d.chosen.loss;
   }
-  if (n == 0) return 0;
-  // A plan for a KL carries what was measured of it in its total.
-  plan.predicted_kl = before > 0 ? plan.predicted_kl * after / before : after;
-  plan.optimality_gap = -1;
-  plan.predicted_bytes = exact_bytes(plan);
-  return n;
+  if (edits.places > 0)
+    plan.goal = plan.goal.empty() ? "edited by hand" : plan.goal + ", edited by hand";
+  plan.predicted_bytes += more_bytes;
+  if (edits.places + edits.predicted_again > 0) plan.optimality_gap = -1;
+  if (edits.predicted_again > 0) {
+    // A plan for a KL carries what was measured of it in its total.
+    plan.predicted_kl = before > 0 ? plan.predicted_kl * after / before : after;
+    plan.predicted_bytes = exact_bytes(plan);
+  }
+  return edits;
 }
 
 Model Session::cut(const Plan& plan) {
   if (!settings_.imatrix.empty()) {
     const Imatrix m = read_imatrix(settings_.imatrix);
+    const auto maps = linear_maps(*model_);
+    const bool weighs = std::any_of(m.entries.begin(), m.entries.end(), [&](const ImatrixEntry& e) {
+      return std::any_of(e.in_sum2.begin(), e.in_sum2.end(), [](float x) { return x > 0; }) &&
+             std::any_of(maps.begin(), maps.end(),
+                         [&](const LinearMap* map) { return map->name == e.tensor; });
+    });
+    if (!weighs)
+      throw_error("{}: imatrix: expected sums above zero for a tensor of {}, found none",
+                  settings_.imatrix.string(), settings_.model.string());
     return cut_model(rt_, *model_, plan, [&](const std::string& tensor) -> RowWeights {
       for (const ImatrixEntry& e : m.entries)
         if (e.tensor == tensor)
@@ -355,8 +396,14 @@ Comparison Session::measure(const std::string& part, const Windows& windows, con
   EvalOptions options;
   options.label = part == "proof" ? "proving" : "measuring the plan";
   options.stored = [&](int64_t window) -> std::optional<WindowStats> {
-    if (auto packed = db_->vector(place(window), metric)) return WindowStats::unpack(*packed);
-    return std::nullopt;
+    const auto packed = db_->vector(place(window), metric);
+    if (!packed) return std::nullopt;
+    try {
+      return WindowStats::unpack(*packed);
+    } catch (const Error& e) {
+      throw_error("{}: {}; delete the file to measure anew, or name another with --db",
+                  settings_.db.string(), e.what());
+    }
   };
   options.store = [&](int64_t window, const WindowStats& stats) {
     db_->put(place(window), metric, stats.pack());

@@ -63,11 +63,17 @@ class Session {
 
   // correction: measured over predicted KL of an earlier plan.
   Plan plan(const Goal& goal, double correction = 1);
-  // Predicts a plan that was edited by hand again: bytes and losses of the places whose format is
-  // not the one that the plan's figures are of, and the totals. How many those are; nothing where
-  // the database has no predictions. Throws Error where a place is to be kept in another format
-  // than its own, or is none of the model.
-  std::optional<int64_t> predict_again(Plan& plan);
+  // Bytes that a goal allows the file: nothing for one in KL or in formats.
+  std::optional<int64_t> budget(const Goal& goal);
+  // What a plan that was edited by hand says of itself is brought in step with its formats: bytes,
+  // the goal's text, and losses where the database has predictions. Throws Error where a place is
+  // to be kept in another format than its own, or is none of the model.
+  struct Edits {
+    int64_t places = 0;           // whose format is not the one that the plan's figures are of
+    int64_t predicted_again = 0;  // those, and where other measurements are known now
+    bool predictions = false;     // the database has some
+  };
+  Edits follow_edits(Plan& plan);
   // Tensors that the cut before this one had in the same format are not made again.
   Model cut(const Plan& plan);
   // The cut of the plan with its scales and norms refined, settings.refine_steps steps long, on
@@ -90,6 +96,7 @@ class Session {
   std::string proof_name();
   std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate
   void check_fits(Dtype dtype) const;
+  std::string hint(const Goal& goal);
   std::string misfits(const Plan& plan, Dtype dtype) const;
   Comparison measure(const std::string& part, const Windows& windows, const Plan& plan,
                      const Model& cut);

@@ -62,18 +62,26 @@ struct Sums {
   std::vector<float> embedding_out2, counts;
 
   void load(Measurements& db, const Model& model) {
-    auto windows = db.value("model", kMetric, "windows");
-    if (!windows) return;
+    auto count_of = [&](const char* what) -> int64_t {  // 0: not there, or damaged
+      const double n = db.value("model", kMetric, what).value_or(0);
+      return n >= 1 && n <= 0x1p53 ? static_cast<int64_t>(n) : 0;
+    };
     auto need = [&](const std::string& place, const std::string& metric, int64_t n) {
       auto v = db.vector(place, metric);
-      if (!v || std::ssize(*v) != n)
+      if (!v || std::ssize(*v) != n ||
+          !std::all_of(v->begin(), v->end(), [](float x) { return x >= 0 && std::isfinite(x); }))
         throw_error(
-            "measurements: '{}' of '{}' is missing or has another size; name a new file with --db",
-            metric, place);
+            "{}: '{}' of '{}' is missing or damaged; delete the file to measure anew, or name "
+            "another with --db",
+            db.path().string(), metric, place);
       return std::move(*v);
     };
-    n_windows = static_cast<int64_t>(*windows);
-    n_tokens = static_cast<int64_t>(db.value("model", kMetric, "tokens").value_or(0));
+    n_windows = count_of("windows");
+    n_tokens = count_of("tokens");
+    if (n_windows == 0 || n_tokens == 0) {
+      n_windows = n_tokens = 0;
+      return;
+    }
     for (const LinearMap* map : linear_maps(model))
       if (map != &model.embedding || !model.head)
         maps[map->name] = {need(map->name, "in2_sum", map->weight.cols),

@@ -311,6 +311,11 @@ std::vector<int> own_curve(const Place& place) {
   return curve;
 }
 
+int64_t fewest_bytes(const Problem& problem) {
+  check(problem);
+  return int64_t(least(problem, Goal::bytes));
+}
+
 Solution minimise_loss(const Problem& problem, int64_t budget, const SolveSettings& settings) {
   check(problem);
   auto solution =

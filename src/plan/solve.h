@@ -68,6 +68,9 @@ Solution minimise_loss(const Problem& problem, int64_t budget, const SolveSettin
 Solution minimise_bytes(const Problem& problem, double max_loss,
                         const SolveSettings& settings = {});
 
+// Of the smallest choice there is.
+int64_t fewest_bytes(const Problem& problem);
+
 // The plain uniform cut: every place in `dtype`, kept where the source has it already. Where a
 // place does not offer it, the format that llama.cpp's quantizer falls back to, else the next
 // larger one offered, with a note each. Uses the first of each Exclusive.

@@ -1,13 +1,17 @@
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <cctype>
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "cli/progress_draw.h"
 #include "cli/progress_line.h"
 #include "cli/run_helper.h"
 #include "cli/stop_filter.h"
@@ -106,6 +110,12 @@ TEST(Program, BadUsageAndBadFilesExitWith2AndOneLine) {
       {"generate", model, "-p", "a", "--top-p", "2"},
       {"generate", model, "--raw", "-p", "abc abc abc", "--ctx", "2"},
       {"generate", model, "-f", "no-such-file"},
+      {"generate", model, "-p", ""},
+      {"generate", model, "--raw", "-p", ""},
+      {"generate", model, "-p", "a", "--seed", "99999999999999999999999"},
+      {"eval", model, "--text", text.path(), "--seed", "-1"},
+      {"plan", model, "--size", "80kB", "--seed", "0x10"},
+      {"plan", model, "--size", "80kB", "--seed", ""},
   };
   for (const auto& arguments : wrong) {
     std::string all;
@@ -174,10 +184,14 @@ TEST(Inspect, SaysWhatTheFileHolds) {
   EXPECT_EQ(j["weights"], weights);
   EXPECT_NEAR(j["bits_per_weight"].get<double>(), 8.0 * double(bytes) / double(weights), 1e-9);
   // f16 keys and values of every layer
-  int64_t layers = std::stoll(j["sizes"]["n_layers"].get<std::string>());
-  int64_t kv = std::stoll(j["sizes"]["n_kv_heads"].get<std::string>());
-  int64_t d_head = std::stoll(j["sizes"]["d_model"].get<std::string>()) /
-                   std::stoll(j["sizes"]["n_heads"].get<std::string>());
+  const json& sizes = j["sizes"];
+  for (const char* which : {"n_layers", "n_kv_heads", "d_model", "n_heads", "n_vocab"})
+    ASSERT_TRUE(sizes[which].is_number_integer()) << which;
+  EXPECT_TRUE(sizes["rope_base"].is_number());
+  EXPECT_TRUE(j["tokenizer"]["tokens"].is_number_integer());
+  EXPECT_TRUE(j["metadata"]["llama.block_count"].is_number_integer());
+  const int64_t layers = sizes["n_layers"], kv = sizes["n_kv_heads"];
+  const int64_t d_head = sizes["d_model"].get<int64_t>() / sizes["n_heads"].get<int64_t>();
   EXPECT_EQ(j["memory"]["kv_cache_f16"], layers * kv * d_head * 2 * 2 * 100);
 }
 
@@ -188,7 +202,21 @@ TEST(Inspect, FiltersTensors) {
   };
   EXPECT_EQ(count("attn_q"), 2u);
   EXPECT_EQ(count("blk.0.attn_?.weight"), 3u);
-  EXPECT_EQ(count("nothing"), 0u);
+  for (const char* file : {"tiny_llama.gguf", "imatrix_gguf_py.gguf"}) {
+    Outcome r = run({"inspect", golden(file), "--tensors", "nosuchname"});
+    EXPECT_EQ(r.code, 2);
+    EXPECT_NE(r.err.find("no tensor matches 'nosuchname'"), std::string::npos) << r.err;
+  }
+}
+
+// OpenBLAS, which comes along with the solver's libraries, cannot start its threads then.
+TEST(Inspect, EndsWhereMemoryIsShort) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizer needs terabytes of addresses";
+#endif
+  const std::string command = "ulimit -v 100000; timeout 60 " + std::string(MT_BINARY) +
+                              " inspect " + golden("tiny_llama.gguf") + " >/dev/null 2>&1";
+  EXPECT_EQ(std::system(command.c_str()), 0);
 }
 
 TEST(Inspect, OpensImatrixFiles) {
@@ -197,6 +225,12 @@ TEST(Inspect, OpensImatrixFiles) {
   json j = json::parse(r.out);
   EXPECT_EQ(j["type"], "imatrix");
   EXPECT_GT(j["entries"].size(), 0u);
+  EXPECT_EQ(j["form"], "gguf");
+  const std::string older = golden("imatrix_legacy.dat");
+  r = run({"inspect", older});
+  ASSERT_EQ(r.code, 0) << r.err;
+  EXPECT_NE(r.out.find("want the GGUF form"), std::string::npos) << r.out;
+  EXPECT_EQ(json::parse(run({"inspect", older, "--json"}).out)["form"], "dat");
 }
 
 TEST(Inspect, FitsTheTerminal) {
@@ -268,7 +302,7 @@ TEST(Eval, FewWindowsGiveNoIntervals) {
     const bool few = *n == '4';
     const std::string shown = run(words).out;
     EXPECT_EQ(shown.find("no intervals: they need 5 windows") != std::string::npos, few) << shown;
-    EXPECT_EQ(shown.find(" .. ") == std::string::npos, few) << shown;
+    EXPECT_EQ(shown.find(" [") == std::string::npos, few) << shown;
     auto as_json = words;
     as_json.push_back("--json");
     EXPECT_EQ(json::parse(run(as_json).out)["intervals_hold"], !few);
@@ -318,7 +352,7 @@ TEST(Eval, WritesLogits) {
   arguments.push_back("--force");
   EXPECT_EQ(run(arguments).code, 0);
   Outcome r = run({"inspect", golden("tiny_llama.gguf"), "--json"});
-  int64_t n_vocab = std::stoll(json::parse(r.out)["sizes"]["n_vocab"].get<std::string>());
+  int64_t n_vocab = json::parse(r.out)["sizes"]["n_vocab"];
   EXPECT_EQ(std::filesystem::file_size(out.path()), size_t(2 * 16 * n_vocab * 4));
 }
 
@@ -393,8 +427,7 @@ TEST(Generate, TakesTheConventionsOfLlamaCpp) {
 TEST(Program, AContextBeyondTheModelsTrainingIsWarnedOf) {
   const std::string model = golden("tiny_llama.gguf");
   const int64_t trained =
-      std::stoll(json::parse(run({"inspect", model, "--json"}).out)["sizes"]["context_length"]
-                     .get<std::string>());
+      json::parse(run({"inspect", model, "--json"}).out)["sizes"]["context_length"];
   TemporaryFile text(some_text(static_cast<int>(trained)));
   for (int64_t n : {trained, trained + 1}) {
     const std::string n_ctx = std::to_string(n);
@@ -402,13 +435,27 @@ TEST(Program, AContextBeyondTheModelsTrainingIsWarnedOf) {
     EXPECT_EQ(eval.code, 0) << eval.err;
     Outcome written = run({"generate", model, "--raw", "-p", "ab", "-n", n_ctx, "-c", n_ctx});
     EXPECT_EQ(written.code, 0) << written.err;
-    for (const Outcome& r : {eval, written}) {
+    Outcome little = run({"generate", model, "--raw", "-p", "ab", "-n", "1", "-c", n_ctx});
+    EXPECT_EQ(little.code, 0) << little.err;
+    for (const Outcome& r : {eval, written, little}) {
       EXPECT_EQ(r.err.find("warning: " + n_ctx + " tokens of context are more than the " +
                            std::to_string(trained)) != std::string::npos,
                 n > trained)
           << r.err;
     }
   }
+}
+
+TEST(Generate, FiguresStandBelowTheText) {
+  // Both streams in one pipe: what is buffered of the one must not come after the other.
+  const std::string command = std::string(MT_BINARY) + " generate " + golden("tiny_llama.gguf") +
+                              " --raw -p abc -n 5 --seed 3 --stats 2>&1";
+  FILE* both = ::popen(command.c_str(), "r");
+  char buffer[512] = {};
+  const size_t n = std::fread(buffer, 1, sizeof buffer - 1, both);
+  EXPECT_EQ(::pclose(both), 0);
+  const std::string shown(buffer, n);
+  EXPECT_NE(shown.find("\nmicrotome: prompt "), std::string::npos) << shown;
 }
 
 TEST(Generate, StopTextIsNeverShown) {
@@ -469,6 +516,67 @@ TEST(Progress, SilentWithoutATerminal) {
   Outcome r = run({"eval", golden("tiny_qwen2.gguf"), "--text", text.path(), "--n-ctx", "64"});
   EXPECT_EQ(r.code, 0) << r.err;
   EXPECT_EQ(r.err, "");
+}
+
+TEST(Progress, PlainLinesStay) {
+  int ends[2];
+  ASSERT_EQ(::pipe(ends), 0);
+  const cli::Terminal to_pipe(ends[1]);
+  using Draw = cli::ProgressDraw;
+  {
+    Draw silent(to_pipe, Draw::Style::silent, {}), seldom(to_pipe, Draw::Style::lines),
+        always(to_pipe, Draw::Style::lines, {});
+    for (Draw* draw : {&silent, &seldom, &always}) {
+      draw->update("reading", 0, 4);
+      draw->update("reading", 4, 4);
+      draw->finish("reading");
+    }
+  }
+  ::close(ends[1]);
+  char text[200] = {};
+  EXPECT_GT(::read(ends[0], text, sizeof text - 1), 0);
+  ::close(ends[0]);
+  EXPECT_STREQ(text, "reading    0 %\nreading  100 %\n");
+}
+
+// What to do next is told to people, after everything else.
+TEST(Program, SaysWhatToDoNextOnATerminal) {
+  const auto folder = std::filesystem::temp_directory_path() / "mt-cli-next";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  const std::string db = (folder / "it's.db").string(), plan = (folder / "plan.json").string();
+  const std::vector<std::string> words = {"plan",
+                                          golden("tiny_llama.gguf"),
+                                          "--size",
+                                          "80kB",
+                                          "-o",
+                                          plan,
+                                          "--db",
+                                          db,
+                                          "--windows",
+                                          "2",
+                                          "--proof-windows",
+                                          "2",
+                                          "--n-ctx",
+                                          "16",
+                                          "--measured",
+                                          "0",
+                                          "--force"};
+  Outcome r = run_in_terminal(words, 400);
+  EXPECT_EQ(r.code, 0) << r.out;
+  const size_t at = r.out.find("\nnext: ");
+  ASSERT_NE(at, std::string::npos) << r.out;
+  EXPECT_EQ(r.out.substr(at + 1),
+            "next: microtome cut " + golden("tiny_llama.gguf") + " " + plan + " --db '" +
+                (folder / "it'\\''s.db").string() +
+                "' --n-ctx 16 --windows 2 --proof-windows 2 --measured 0 -o small.gguf\r\n");
+  for (const char* silent : {"--json", "-q"}) {
+    auto with = words;
+    with.push_back(silent);
+    EXPECT_EQ(run_in_terminal(with, 400).out.find("next: "), std::string::npos) << silent;
+  }
+  EXPECT_EQ(run(words).err, "");
+  std::filesystem::remove_all(folder);
 }
 
 // Tasks of more than two seconds show a line on a terminal, and remove it.

@@ -1,5 +1,6 @@
 // `compress`, `profile`, `plan` and `cut` as a user runs them.
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -269,6 +270,13 @@ TEST_F(CompressProgram, AnImportanceMatrixWeighsTheRounding) {
   write_imatrix(folder.path() / "reversed.gguf", reversed);
   EXPECT_NE(bytes(cut("reversed_out.gguf", {"--imatrix", folder / "reversed.gguf", "--no-proof"})),
             bytes(by_matrix));
+  Imatrix zero = m;
+  for (auto& e : zero.entries) std::fill(e.in_sum2.begin(), e.in_sum2.end(), 0.0f);
+  write_imatrix(folder.path() / "zero.gguf", zero);
+  r = run_program(small({"cut", model, folder / "plan.json", "-o", folder / "x.gguf", "--imatrix",
+                         folder / "zero.gguf"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "zero.gguf: imatrix: expected sums above zero");
   reversed.entries[0].in_sum2.pop_back();
   write_imatrix(folder.path() / "wrong.gguf", reversed);
   r = run_program(small({"cut", model, folder / "plan.json", "-o", folder / "x.gguf", "--imatrix",
@@ -297,6 +305,8 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   ASSERT_EQ(r.code, 0) << r.err;
   EXPECT_EQ(name(read_gguf(folder / "out.gguf").find_tensor(place)->dtype),
             first.at("dtype").get<std::string>());
+  const auto goal = [&] { return read_gguf(folder / "out.gguf").need_string("microtome.goal"); };
+  EXPECT_EQ(goal(), "--size 80kB, edited by hand");
   // It was predicted again, from the measurements: what a plan of this format alone would lose.
   EXPECT_SAYS(r.out, "1 place is not in the format planned: predicted again");
   const auto predicted = [&] {
@@ -319,6 +329,7 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   EXPECT_EQ(r.code, 0) << r.err;
   EXPECT_SAYS(r.err, "no predictions in the database");
   EXPECT_EQ(predicted(), plan.at("predicted_kl").get<double>());
+  EXPECT_EQ(goal(), "--size 80kB, edited by hand");
   // What is kept cannot change its format.
   edited.at("places").at(2)["keep"] = true;
   r = cut(edited);
@@ -330,6 +341,28 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   r = run_program(small({"compress", model, "--size", "80kB", "-o", folder / "whole.gguf"}));
   ASSERT_EQ(r.code, 0) << r.err;
   EXPECT_EQ(bytes_of(folder / "out.gguf"), bytes_of(folder / "whole.gguf"));
+
+  // An edit may miss the goal: that is said, and the file is written as asked.
+  json larger = plan;
+  for (json& p : larger.at("places")) {
+    p["dtype"] = "Q8_0";
+    p.erase("keep");
+  }
+  for (const Words& more : {Words{}, Words{"--db", folder / "empty.db", "--no-proof"}}) {
+    r = cut(larger, more);
+    EXPECT_EQ(r.code, 0) << r.err;
+    EXPECT_SAYS(r.err, "warning: the plan was edited by hand and takes ");
+    EXPECT_SAYS(r.err, " bytes now; its goal allows 80,000");
+  }
+  json worse = plan;
+  worse["goal"] = "--max-kl 0.0001";
+  for (json& p : worse.at("places")) {
+    p["dtype"] = "Q4_0";
+    p.erase("keep");
+  }
+  r = cut(worse);
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_SAYS(r.err, "its goal allows 0.0001000");
 
   edited = plan;
   edited.at("places").at(2)["dtype"] = "Q9_9";
@@ -353,6 +386,65 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   EXPECT_EQ(r.code, 2);
   EXPECT_SAYS(r.err, "another model");
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
+}
+
+TEST_F(CompressProgram, DamagedMeasurementsAreMadeAgainOrNamed) {
+  const std::string db = folder / "m.db", out = folder / "out.gguf";
+  const auto compress = [&] {
+    return run_program(
+        small({"compress", model, "--size", "75kB", "-o", out, "--db", db, "--force"}));
+  };
+  const auto change = [&](const char* sql) {
+    sqlite3* handle = nullptr;
+    EXPECT_EQ(sqlite3_open(db.c_str(), &handle), SQLITE_OK);
+    EXPECT_EQ(sqlite3_exec(handle, sql, nullptr, nullptr, nullptr), SQLITE_OK) << sql;
+    EXPECT_GT(sqlite3_total_changes(handle), 0) << sql;
+    sqlite3_close(handle);
+  };
+  auto r = compress();
+  ASSERT_EQ(r.code, 0) << r.err;
+  const std::string whole = bytes_of(out);
+  for (const char* sql : {"UPDATE measurement SET value=0 WHERE metric='measured_kl'",
+                          "UPDATE measurement SET value=-1 WHERE metric='measured_kl'",
+                          "UPDATE measurement SET value=9e999 WHERE metric='measured_kl'",
+                          "UPDATE measurement SET value=-1 WHERE metric='predicted_kl'",
+                          "UPDATE measurement SET value=-3 WHERE metric='moments'",
+                          "UPDATE measurement SET value=1e300 WHERE metric='moments'"}) {
+    change(sql);
+    r = compress();
+    EXPECT_EQ(r.code, 0) << sql << r.err;
+    EXPECT_TRUE(bytes_of(out) == whole) << sql;
+  }
+  for (const char* sql : {"UPDATE vector SET data=x'0000c07f' WHERE metric LIKE 'proof of %'",
+                          "DELETE FROM vector WHERE metric='in2_sum'"}) {
+    change(sql);
+    r = compress();
+    EXPECT_EQ(r.code, 2) << sql;
+    EXPECT_SAYS(r.err, db);
+    EXPECT_SAYS(r.err, "delete the file to measure anew, or name another with --db");
+  }
+}
+
+TEST_F(CompressProgram, AGoalThatCannotBeReachedIsExplained) {
+  const auto plan = [&](const Words& goal) {
+    Words words = small({"plan", model, "--types", "Q4_0,Q8_0"});
+    words.insert(words.end(), goal.begin(), goal.end());
+    return run_program(words);
+  };
+  auto r = plan({"--size", "75"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "did you mean --size 75MB?");
+  r = plan({"--bpw", "1"});
+  EXPECT_EQ(r.code, 2);
+  const std::string found = "that is --bpw ";
+  EXPECT_SAYS(r.err, found);
+  const double floor = std::stod(r.err.substr(r.err.find(found) + found.size()));
+  EXPECT_EQ(plan({"--bpw", std::to_string(floor)}).code, 0);
+  EXPECT_EQ(plan({"--bpw", std::to_string(floor - 0.01)}).code, 2);
+  // Where sizes give the same plan, those left out are counted.
+  r = plan({"--frontier", "200"});
+  EXPECT_EQ(r.code, 0);
+  EXPECT_SAYS(r.out, " sizes, not 200: at the others no plan loses less");
 }
 
 TEST_F(CompressProgram, AnExportedFolderIsTheSameModel) {

@@ -50,8 +50,8 @@
     const e = at(path);
     if (!holds(at(path.replace(/\/[^/]*$/, '')))) return make('span');
     if (!finite(e.low) || !finite(e.high) || (e.low === 0 && e.high === 0)) return make('span');
-    return make('span', {class: 'interval'}, '95 %: ', shown(path + '/low', format), ' – ',
-      shown(path + '/high', format));
+    return make('span', {class: 'interval'}, '95 % [', shown(path + '/low', format), ', ',
+      shown(path + '/high', format), ']');
   }
 
   function section(title, lead, ...children) {
