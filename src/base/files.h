@@ -27,7 +27,8 @@ class MappedFile {
 };
 
 // Writes to a temporary beside `path`; `commit` syncs and renames it, so that an interrupted run
-// leaves the old file or the new one. Else it is removed; after a kill, by the next write of `path`.
+// leaves the old file or the new one. Else it is removed; after a kill, by the next write of
+// `path`.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
