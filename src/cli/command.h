@@ -117,6 +117,7 @@ extern const Command plan_command;
 extern const Command cut_command;
 extern const Command compress_command;
 extern const Command export_command;
+extern const Command bench_command;
 
 // True after the first SIGINT. A command that polls it while it works (and then ends in order)
 // says so with a PollsInterrupt; elsewhere SIGINT ends the program, at the next progress update

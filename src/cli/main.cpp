@@ -17,15 +17,17 @@ namespace mt::cli {
 namespace {
 
 const Command* const commands[] = {
-    &inspect_command, &generate_command, &eval_command,     &profile_command,
-    &plan_command,    &cut_command,      &compress_command, &export_command,
+    &inspect_command, &generate_command, &eval_command,   &profile_command, &plan_command,
+    &cut_command,     &compress_command, &export_command, &bench_command,
 };
 
 void add_common_options(CLI::App& app, Context& context) {
   app.add_flag("--json", context.json, "Print one JSON document instead of tables");
-  app.add_option("-t,--threads", context.threads, "Threads that compute (default: all processors)")
-      ->check(within(1, 1024))
-      ->type_name("N");
+  if (app.get_option_no_throw("--threads") == nullptr)  // `bench` takes a list of them
+    app.add_option("-t,--threads", context.threads,
+                   "Threads that compute (default: all processors)")
+        ->check(within(1, 1024))
+        ->type_name("N");
   app.add_flag("-q,--quiet", context.quiet, "No progress and no remarks on standard error");
   app.add_flag("--progress", context.progress,
                "Progress as a line every 10 seconds where standard error is no terminal");

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "run/attention.h"
 #include "run/layers.h"
+#include "run/linear.h"
 #include "run/rope.h"
 
 namespace mt {
@@ -77,9 +78,8 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
                     ConstMatrix normed, Matrix update) {
   const int64_t n = normed.rows;
   MatrixBuffer q(n, a.q.weight.rows), k(n, a.k.weight.rows), v(n, a.v.weight.rows);
-  matmul(rt, options.path, normed, a.q, q);
-  matmul(rt, options.path, normed, a.k, k);
-  matmul(rt, options.path, normed, a.v, v);
+  const MapOutput qkv[] = {{a.q, q}, {a.k, k}, {a.v, v}};
+  matmul_shared(rt, options.path, normed, qkv);
   const RopeTable& rope =
       *std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& r) { return r.serves(a); });
   MatrixBuffer out(n, a.o.weight.cols);
@@ -104,11 +104,12 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
     });
   }
   // Many short chunks (sequences side by side): a task a sequence. A long one: tiles inside.
+  auto* product = options.path == Path::fast ? attend_fast : attend;
   auto run = [&](int64_t i, int) {
     const Span& s = spans[static_cast<size_t>(i)];
-    attend(rt, a, q.view().slice_rows(s.row, s.row + s.n),
-           cache.slot(cache.keys, layer, s.sequence), cache.slot(cache.values, layer, s.sequence),
-           s.first, out.view().slice_rows(s.row, s.row + s.n));
+    product(rt, a, q.view().slice_rows(s.row, s.row + s.n),
+            cache.slot(cache.keys, layer, s.sequence), cache.slot(cache.values, layer, s.sequence),
+            s.first, out.view().slice_rows(s.row, s.row + s.n));
   };
   if (std::ssize(spans) == 1)
     run(0, 0);
@@ -121,8 +122,8 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
 void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, const ForwardOptions& options,
               ConstMatrix normed, Matrix update) {
   MatrixBuffer gate(normed.rows, f.gate.weight.rows), up(normed.rows, f.up.weight.rows);
-  matmul(rt, options.path, normed, f.gate, gate);
-  matmul(rt, options.path, normed, f.up, up);
+  const MapOutput both[] = {{f.gate, gate}, {f.up, up}};
+  matmul_shared(rt, options.path, normed, both);
   if (options.tap) {
     options.tap(Point::mlp_gate, layer, gate);
     options.tap(Point::mlp_up, layer, up);

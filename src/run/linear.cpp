@@ -11,8 +11,8 @@ namespace mt {
 namespace {
 
 // Few tokens take the quantised dot products of the fast path; more than this share the decoding
-// of a panel, which is then cheaper.
-constexpr int64_t kFewTokens = 8;
+// of a panel, which is then cheaper: from three tokens on where there is a batched int8 product.
+constexpr int64_t kFewTokens = 8, kFewTokensInt8 = 2;
 
 void add_bias(const LinearMap& map, Matrix y) {
   if (map.bias.empty()) return;
@@ -20,20 +20,26 @@ void add_bias(const LinearMap& map, Matrix y) {
     for (int64_t o = 0; o < y.cols; ++o) y.row(t)[o] += map.bias[static_cast<size_t>(o)];
 }
 
-void matmul_fast(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
+void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> outputs) {
   const Kernels& k = rt.kernels;
   const int64_t blob =
       static_cast<int64_t>(round_up(static_cast<uint64_t>(k.quantised_bytes(x.cols)), 64));
   AlignedBuffer<std::byte> q(static_cast<size_t>(blob * x.rows));
   for (int64_t t = 0; t < x.rows; ++t) k.quantise(x.row(t), x.cols, q.data() + t * blob);
-  const int64_t bytes = row_bytes(w.dtype, w.cols);
   // Pieces small enough to balance, large enough to stream.
+  int64_t rows = 0, pieces = 0;
+  for (const MapOutput& out : outputs) rows += out.map.weight.rows;
   const int64_t piece =
-      std::max<int64_t>(16, ceil_div(w.rows, 4 * int64_t{rt.pool.size()}) / 16 * 16);
-  rt.pool.parallel_for(ceil_div(w.rows, piece), [&](int64_t i, int) {
-    int64_t begin = i * piece, n = std::min(piece, w.rows - begin);
+      std::max<int64_t>(16, ceil_div(rows, 4 * int64_t{rt.pool.size()}) / 16 * 16);
+  for (const MapOutput& out : outputs) pieces += ceil_div(out.map.weight.rows, piece);
+  rt.pool.parallel_for(pieces, [&](int64_t i, int) {
+    const MapOutput* out = outputs.data();
+    for (int64_t n; i >= (n = ceil_div(out->map.weight.rows, piece)); ++out) i -= n;
+    const Weight& w = out->map.weight;
+    const int64_t begin = i * piece, n = std::min(piece, w.rows - begin);
     for (int64_t t = 0; t < x.rows; ++t)
-      k.rows_dot(w.dtype, w.row(begin), bytes, n, q.data() + t * blob, x.cols, y.row(t) + begin);
+      k.rows_dot(w.dtype, w.row(begin), row_bytes(w.dtype, w.cols), n, q.data() + t * blob, x.cols,
+                 out->y.row(t) + begin);
   });
 }
 
@@ -140,16 +146,36 @@ bool rounds(const Runtime& rt, Path path) {
 }  // namespace
 
 void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y) {
-  const Weight& w = map.weight;
-  assert(x.cols == w.cols && y.cols == w.rows && x.rows == y.rows);
-  if (path == Path::fast && x.rows <= kFewTokens && x.cols % 32 == 0 &&
-      rt.kernels.has_rows_dot(w.dtype))
-    matmul_fast(rt, x, w, y);
-  else if (rounds(rt, path))
-    matmul_bf16(rt, x, w, y);
-  else
-    matmul_exact(rt, x, w, y);
-  add_bias(map, y);
+  const MapOutput output{map, y};
+  matmul_shared(rt, path, x, {&output, 1});
+}
+
+void matmul_shared(const Runtime& rt, Path path, ConstMatrix x,
+                   std::span<const MapOutput> outputs) {
+  const Int8Kernels* int8 = path == Path::fast ? int8_kernels(rt.kernels) : nullptr;
+  const int64_t few = int8 ? kFewTokensInt8 : kFewTokens;
+  auto all_take = [&](auto&& takes) {
+    return path == Path::fast && x.cols % 32 == 0 &&
+           std::all_of(outputs.begin(), outputs.end(),
+                       [&](const MapOutput& out) { return takes(out.map.weight.dtype); });
+  };
+  if (x.rows <= few && all_take(rt.kernels.has_rows_dot)) {
+    matmul_dots(rt, x, outputs);
+  } else if (int8 && (x.rows > few || outputs.size() == 1) && all_take(int8_takes)) {
+    matmul_int8(rt, *int8, x, outputs);
+  } else if (path == Path::fast && outputs.size() > 1) {
+    for (const MapOutput& out : outputs) matmul(rt, path, x, out.map, out.y);  // each its own way
+    return;
+  } else {
+    for (const MapOutput& out : outputs) {
+      assert(x.cols == out.map.weight.cols && out.y.cols == out.map.weight.rows);
+      if (rounds(rt, path))
+        matmul_bf16(rt, x, out.map.weight, out.y);
+      else
+        matmul_exact(rt, x, out.map.weight, out.y);
+    }
+  }
+  for (const MapOutput& out : outputs) add_bias(out.map, out.y);
 }
 
 void matmul_backward(const Runtime& rt, Path path, ConstMatrix dy, const LinearMap& map,

@@ -36,8 +36,8 @@ std::string some_text(int n) {
   return text;
 }
 
-const std::vector<std::string> kCommands = {"inspect", "generate", "eval",     "profile",
-                                            "plan",    "cut",      "compress", "export"};
+const std::vector<std::string> kCommands = {"inspect", "generate", "eval",   "profile", "plan",
+                                            "cut",     "compress", "export", "bench"};
 
 TEST(Program, HelpOfEveryCommandHasItsExamples) {
   Outcome all = run({"--help"});
@@ -60,7 +60,7 @@ TEST(Program, UnknownCommandsAreNamedAndAnsweredWithTheNearest) {
     return r.err;
   };
   const std::string all =
-      "ommands are inspect, generate, eval, profile, plan, cut, compress, export";
+      "ommands are inspect, generate, eval, profile, plan, cut, compress, export, bench";
   for (const auto& [typed, meant] :
        {std::pair{"comprss", "compress"}, {"Plan", "plan"}, {"evla", "eval"}}) {
     for (const auto& line :
@@ -116,6 +116,13 @@ TEST(Program, BadUsageAndBadFilesExitWith2AndOneLine) {
       {"eval", model, "--text", text.path(), "--seed", "-1"},
       {"plan", model, "--size", "80kB", "--seed", "0x10"},
       {"plan", model, "--size", "80kB", "--seed", ""},
+      {"bench"},
+      {"bench", model, "--threads", "0"},
+      {"bench", model, "--depth", "-1"},
+      {"bench", model, "--prompt", "0", "--decode", "0"},
+      {"bench", model, "--runs", "0"},
+      {"bench", model, "--against", "peer {tokens}"},
+      {"bench", model, "--against", "exit 3", "--prompt", "4", "--decode", "0", "--depth", "0"},
   };
   for (const auto& arguments : wrong) {
     std::string all;
@@ -422,6 +429,40 @@ TEST(Generate, TakesTheConventionsOfLlamaCpp) {
   };
   EXPECT_NE(seed(), seed());
   EXPECT_EQ(run({"inspect", "-m", model}).out, run({"inspect", model}).out);
+}
+
+TEST(Bench, SaysWhatWasReached) {
+  Outcome r =
+      run({"bench", golden("tiny_llama.gguf"), "--prompt", "12", "--decode", "4", "--depth", "0,16",
+           "--threads", "1,2", "--runs", "2", "--json", "--against", "echo '[{\"avg_ts\": 5}]'"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  json said = json::parse(r.out);
+  ASSERT_EQ(said["machine"].size(), 2u);
+  EXPECT_GT(said["machine"][1]["read_bytes_per_second"].get<double>(), 0);
+  ASSERT_EQ(said["results"].size(), 8u);
+  for (const auto& row : said["results"]) {
+    const auto& rate = row["tokens_per_second"];
+    EXPECT_GT(rate["low"].get<double>(), 0);
+    EXPECT_LE(rate["low"], rate["median"]);
+    EXPECT_LE(rate["median"], rate["high"]);
+    EXPECT_EQ(row["runs"].size(), 2u);
+    EXPECT_EQ(row["against"]["runs"], json({5, 5}));
+    EXPECT_FALSE(row["against"]["whole_process"].get<bool>());
+    EXPECT_NEAR(row["against"]["ratio"]["high"].get<double>(), rate["high"].get<double>() / 5,
+                1e-6 * rate["high"].get<double>());
+    EXPECT_GT(row["bytes_per_token"].get<double>(), said["weight_bytes_per_token"].get<double>());
+  }
+  EXPECT_EQ(said["results"][0]["depth"], 0);
+  EXPECT_EQ(said["results"][7]["depth"], 16);
+  EXPECT_EQ(said["results"][7]["threads"], 2);
+  EXPECT_EQ(said["results"][7]["phase"], "decode");
+  EXPECT_GT(said["peak_resident_bytes"].get<int64_t>(), 0);
+  Outcome table = run({"bench", golden("tiny_llama.gguf"), "--prompt", "0", "--decode", "2",
+                       "--depth", "0", "--threads", "1", "--runs", "1"});
+  EXPECT_EQ(table.code, 0) << table.err;
+  EXPECT_NE(table.out.find("memory read"), std::string::npos) << table.out;
+  EXPECT_NE(table.out.find("decode 2"), std::string::npos) << table.out;
+  EXPECT_EQ(table.out.find("prompt "), std::string::npos) << table.out;
 }
 
 TEST(Program, AContextBeyondTheModelsTrainingIsWarnedOf) {

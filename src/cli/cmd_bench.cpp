@@ -1,0 +1,311 @@
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+
+#include "base/error.h"
+#include "base/machine.h"
+#include "base/progress.h"
+#include "bench/machine_speed.h"
+#include "bench/model_speed.h"
+#include "bench/other_program.h"
+#include "cli/command.h"
+#include "model/open.h"
+
+namespace mt::cli {
+namespace {
+
+struct Options {
+  std::string model, against, path = "fast";
+  int64_t prompt = 512, decode = 128, runs = 5;
+  std::vector<int64_t> depths = {0, 4096};
+  std::vector<int> threads;
+};
+
+// One row of the result: a task on so many threads, run several times.
+struct Row {
+  SpeedTask task;
+  int threads = 0;
+  std::vector<double> rates;   // tokens a second, run by run
+  std::vector<double> others;  // the other program's, the run after ours
+  bool whole_process = false;  // those are tokens over its whole run
+
+  Spread rate() const { return spread_of(rates); }
+  Spread ratio() const {
+    std::vector<double> ratios(rates.size());
+    for (size_t i = 0; i < rates.size(); ++i) ratios[i] = rates[i] / others[i];
+    return spread_of(std::move(ratios));
+  }
+};
+
+struct Result {
+  std::vector<MachineSpeed> machines;  // by threads
+  std::vector<Row> rows;
+  TokenCost cost;
+  int64_t file_bytes = 0;
+  int64_t anonymous_peak = 0, resident_peak = 0;
+  const MachineSpeed& machine(int threads) const {
+    return *std::find_if(machines.begin(), machines.end(),
+                         [&](const MachineSpeed& m) { return m.threads == threads; });
+  }
+};
+
+const char* phase_name(Phase phase) {
+  return phase == Phase::prompt ? "prompt" : "decode";
+}
+
+// Bytes that one token of a task has to read, and operations that it needs; averages over the
+// task. A prompt reads the weights once a batch, which is not the bound there.
+double bytes_a_token(const TokenCost& cost, const SpeedTask& task) {
+  const double positions = double(task.depth) + double(task.tokens - 1) / 2 + 1;
+  return double(cost.weight_bytes) + positions * double(cost.kv_bytes_a_position);
+}
+double operations_a_token(const TokenCost& cost, const SpeedTask& task) {
+  const double head = task.phase == Phase::decode ? 1.0 : 1.0 / double(task.tokens);
+  return 2 * (double(cost.weight_products) + head * double(cost.head_products));
+}
+
+// The share of the bound that holds: of memory where tokens come one by one, of the fastest
+// integer unit in a prompt (attention's products are not counted).
+double share_of_bound(const Result& result, const Row& row) {
+  const MachineSpeed& machine = result.machine(row.threads);
+  const double rate = row.rate().median;
+  if (row.task.phase == Phase::decode)
+    return rate * bytes_a_token(result.cost, row.task) / machine.read_bytes;
+  const double peak = machine.fastest("int8");
+  return peak > 0 ? rate * operations_a_token(result.cost, row.task) / peak : 0;
+}
+
+std::vector<Row> rows_of(const Options& o, const std::vector<int>& threads) {
+  std::vector<Row> rows;
+  for (int64_t depth : o.depths)
+    for (int n : threads)
+      for (Phase phase : {Phase::prompt, Phase::decode}) {
+        const int64_t tokens = phase == Phase::prompt ? o.prompt : o.decode;
+        Row row;
+        row.task = {phase, tokens, depth};
+        row.threads = n;
+        if (tokens > 0) rows.push_back(row);
+      }
+  return rows;
+}
+
+int64_t resident_peak() {
+  rusage usage{};
+  return ::getrusage(RUSAGE_SELF, &usage) == 0 ? int64_t{usage.ru_maxrss} * 1024 : 0;
+}
+
+Result measure(const Options& o, const Model& model) {
+  const int processors = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  std::vector<int> threads = o.threads.empty() ? std::vector<int>{processors} : o.threads;
+  std::sort(threads.begin(), threads.end());
+  threads.erase(std::unique(threads.begin(), threads.end()), threads.end());
+  Result result;
+  result.rows = rows_of(o, threads);
+  if (result.rows.empty()) throw Error("--prompt 0 and --decode 0 leave nothing to measure");
+  result.cost = token_cost(model);
+  const MemoryWatch memory;
+  const int64_t deepest = *std::max_element(o.depths.begin(), o.depths.end());
+  SpeedBench bench(model, o.path == "exact" ? Path::exact : Path::fast,
+                   deepest + std::max(o.prompt, o.decode));
+  Progress progress("measuring",
+                    static_cast<uint64_t>(result.rows.size()) * static_cast<uint64_t>(o.runs));
+  // Depth by depth, so that the cache is filled once; within it the threads in turn.
+  for (Row& row : result.rows) {
+    ThreadPool pool(row.threads);
+    const Runtime rt{select_kernels(), pool};
+    if (row.task.depth > 0 || !row.rates.empty()) bench.run(rt, {Phase::decode, 1, row.task.depth});
+    for (int64_t i = 0; i < o.runs; ++i) {
+      if (i == 0) {  // warm: a short run that is not counted
+        SpeedTask warm = row.task;
+        warm.tokens = std::min<int64_t>(warm.tokens, 16);
+        bench.run(rt, warm);
+      }
+      row.rates.push_back(double(row.task.tokens) / bench.run(rt, row.task));
+      if (!o.against.empty()) {
+        const OtherRun other = run_other(o.against, row.task, row.threads);
+        row.others.push_back(other.tokens_a_second);
+        row.whole_process |= other.whole_process;
+      }
+      progress.advance();
+    }
+  }
+  result.anonymous_peak = const_cast<MemoryWatch&>(memory).peak_bytes();
+  result.resident_peak = resident_peak();
+  // Last: the buffer that is read would count as the model's memory.
+  for (int n : threads) {
+    ThreadPool pool(n);
+    result.machines.push_back(measure_machine(pool, int64_t{256} << 20, 7));
+  }
+  return result;
+}
+
+Json to_json(const Spread& s) {
+  return {{"median", s.median}, {"low", s.low}, {"high", s.high}};
+}
+
+Json to_json(const Options& o, const Model& model, const Result& r) {
+  Json machines = Json::array(), rows = Json::array();
+  for (const MachineSpeed& m : r.machines) {
+    Json units = Json::object();
+    for (const UnitSpeed& unit : m.units) units[unit.name] = unit.operations;
+    machines.push_back({{"threads", m.threads},
+                        {"read_bytes_per_second", m.read_bytes},
+                        {"operations_per_second", std::move(units)}});
+  }
+  for (const Row& row : r.rows) {
+    Json one = {{"phase", phase_name(row.task.phase)},
+                {"tokens", row.task.tokens},
+                {"depth", row.task.depth},
+                {"threads", row.threads},
+                {"tokens_per_second", to_json(row.rate())},
+                {"runs", row.rates},
+                {"bytes_per_token", bytes_a_token(r.cost, row.task)},
+                {"operations_per_token", operations_a_token(r.cost, row.task)},
+                {"bound", row.task.phase == Phase::decode ? "memory" : "int8"},
+                {"share_of_bound", share_of_bound(r, row)}};
+    if (!row.others.empty()) {
+      one["against"] = {{"tokens_per_second", to_json(spread_of(row.others))},
+                        {"runs", row.others},
+                        {"whole_process", row.whole_process},
+                        {"ratio", to_json(row.ratio())}};
+    }
+    rows.push_back(std::move(one));
+  }
+  Json out = {{"model", model.file->path},
+              {"cpu", cpu_name()},
+              {"kernels", select_kernels().name},
+              {"path", o.path},
+              {"weight_bytes_per_token", r.cost.weight_bytes},
+              {"kv_bytes_per_position", r.cost.kv_bytes_a_position},
+              {"machine", std::move(machines)},
+              {"results", std::move(rows)},
+              {"peak_anonymous_bytes", r.anonymous_peak},
+              {"peak_resident_bytes", r.resident_peak}};
+  if (!o.against.empty()) out["against"] = o.against;
+  return out;
+}
+
+std::string rate_text(const Spread& s) {
+  return fmt::format("{:.1f}", s.median);
+}
+std::string spread_text(const Spread& s) {
+  return fmt::format("{:.1f}–{:.1f}", s.low, s.high);
+}
+
+void show(Context& context, const Options& o, const Result& r) {
+  context.print(folded(
+      context, fmt::format("{}, kernels {}; a token reads {} of weights and {} a position of the "
+                           "context; memory at most {} (mapped weights counted), {} without",
+                           cpu_name(), select_kernels().name, human_bytes(r.cost.weight_bytes),
+                           human_bytes(r.cost.kv_bytes_a_position), human_bytes(r.resident_peak),
+                           human_bytes(r.anonymous_peak))));
+  context.print("\n");
+  using Align = Table::Align;
+  Table machine({{"machine", Align::left}, {"threads", Align::right}, {"reached", Align::right}});
+  for (const MachineSpeed& m : r.machines) {
+    machine.row(
+        {"memory read", std::to_string(m.threads), fmt::format("{:.1f} GB/s", m.read_bytes / 1e9)});
+    for (const UnitSpeed& unit : m.units)
+      machine.row({unit.name, std::to_string(m.threads),
+                   fmt::format("{:.0f} Gop/s", unit.operations / 1e9)});
+  }
+  const int width = context.out.is_terminal ? context.out.width() : 0;
+  context.print(machine.text(width, context.out.colour) + "\n");
+  std::vector<Table::Column> columns = {{"task", Align::left},     {"depth", Align::right},
+                                        {"threads", Align::right}, {"tokens/s", Align::right},
+                                        {"spread", Align::right},  {"of bound", Align::right}};
+  if (!o.against.empty()) {
+    columns.push_back({"other", Align::right});
+    columns.push_back({"ratio", Align::right});
+    columns.push_back({"spread", Align::right});
+  }
+  Table table(columns);
+  bool whole_process = false;
+  for (const Row& row : r.rows) {
+    std::vector<std::string> cells = {
+        fmt::format("{} {}", phase_name(row.task.phase), row.task.tokens),
+        std::to_string(row.task.depth),
+        std::to_string(row.threads),
+        rate_text(row.rate()),
+        spread_text(row.rate()),
+        fmt::format("{:.0f} % {}", 100 * share_of_bound(r, row),
+                    row.task.phase == Phase::decode ? "memory" : "int8")};
+    if (!row.others.empty()) {
+      const Spread ratio = row.ratio();
+      cells.push_back(rate_text(spread_of(row.others)));
+      cells.push_back(fmt::format("{:.2f}", ratio.median));
+      cells.push_back(fmt::format("{:.2f}–{:.2f}", ratio.low, ratio.high));
+      whole_process |= row.whole_process;
+    }
+    table.row(std::move(cells));
+  }
+  context.print(table.text(width, context.out.colour));
+  if (whole_process)
+    context.note("the other program printed no rate: its tokens are divided by its whole run");
+}
+
+int run(Context& context, const Options& o) {
+  if (!o.against.empty()) check_command(o.against);
+  const Model model = open_model(o.model);
+  const Result result = measure(o, model);
+  if (context.json)
+    context.print_json(to_json(o, model, result));
+  else
+    show(context, o, result);
+  return exit_done;
+}
+
+Run add(CLI::App& app) {
+  auto o = std::make_shared<Options>();
+  app.add_option("-m,--model,MODEL", o->model,
+                 "A GGUF or safetensors file, or a Hugging Face folder")
+      ->required();
+  app.add_option("-p,--prompt", o->prompt, "Tokens of the prompt, run as batches of 512; 0: none")
+      ->check(within(int64_t{0}, int64_t{1} << 20))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("-n,--decode", o->decode, "Tokens run one after another; 0: none")
+      ->check(within(int64_t{0}, int64_t{1} << 20))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("-d,--depth", o->depths, "Positions that the context already holds; a list")
+      ->check(within(int64_t{0}, int64_t{1} << 20))
+      ->delimiter(',')
+      ->type_name("N,...")
+      ->capture_default_str();
+  app.add_option("-t,--threads", o->threads,
+                 "Threads that compute; a list (default: all processors)")
+      ->check(within(1, 1024))
+      ->delimiter(',')
+      ->type_name("N,...");
+  app.add_option("-r,--runs", o->runs, "Runs of each; the median is shown")
+      ->check(within(int64_t{1}, int64_t{1000}))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--path", o->path, "fast: quantised kernels; exact: f32 in a fixed order")
+      ->check(CLI::IsMember({"fast", "exact"}))
+      ->capture_default_str();
+  app.add_option("--against", o->against,
+                 "A shell command that does the same work, run after each run of ours; {threads}, "
+                 "{prompt}, {decode} and {depth} are filled in. Its rate is the member avg_ts of "
+                 "the JSON that it prints, else its tokens over its whole run")
+      ->type_name("COMMAND");
+  return [o](Context& context) { return run(context, *o); };
+}
+
+}  // namespace
+
+const Command bench_command = {
+    .name = "bench",
+    .summary = "Measure speed: prompt and decode, beside what the machine could reach",
+    .examples =
+        "microtome bench model.gguf\n"
+        "microtome bench model.gguf --threads 1,2 --depth 0 --runs 9\n"
+        "microtome bench model.gguf --json\n"
+        "microtome bench model.gguf --against 'llama-bench -m model.gguf -t {threads} -p {prompt} "
+        "-n {decode} -d {depth} -r 1 -o json'",
+    .add = add};
+
+}  // namespace mt::cli

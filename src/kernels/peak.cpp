@@ -1,0 +1,177 @@
+#include "kernels/peak.h"
+
+#if defined(__GNUC__) && !defined(__clang__)
+// g++ 12's own header reads an undefined register on purpose and warns about it.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "kernels/attributes.h"
+#include "kernels/kernels.h"
+
+namespace mt {
+namespace {
+
+// Twelve sums: latency times throughput of every unit met so far, and room in 16 registers.
+constexpr int kSums = 12;
+
+// Makes the compiler believe that the register is used and changed.
+#define MT_OPAQUE(v) __asm__ volatile("" : "+v"(v))
+
+MT_AVX2 int64_t f32_avx2(int64_t rounds) {
+  __m256 sum[kSums], x = _mm256_set1_ps(1.0f);
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm256_setzero_ps();
+  for (int64_t r = 0; r < rounds; ++r) {
+    __asm__ volatile("" : "+x"(x));
+    MT_UNROLL
+    for (int i = 0; i < kSums; ++i) sum[i] = _mm256_fmadd_ps(x, x, sum[i]);
+  }
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) __asm__ volatile("" : "+x"(sum[i]));
+  return rounds * kSums * 8;
+}
+
+MT_AVX512F int64_t f32_avx512(int64_t rounds) {
+  __m512 sum[kSums], x = _mm512_set1_ps(1.0f);
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_ps();
+  for (int64_t r = 0; r < rounds; ++r) {
+    MT_OPAQUE(x);
+    MT_UNROLL
+    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_fmadd_ps(x, x, sum[i]);
+  }
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]);
+  return rounds * kSums * 16;
+}
+
+MT_AVX512BF16 int64_t bf16_avx512(int64_t rounds) {
+  __m512 sum[kSums];
+  __m512i x = _mm512_set1_epi32(0x3f803f80);
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_ps();
+  for (int64_t r = 0; r < rounds; ++r) {
+    MT_OPAQUE(x);
+    MT_UNROLL
+    for (int i = 0; i < kSums; ++i)
+      sum[i] =
+          _mm512_dpbf16_ps(sum[i], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(x));
+  }
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]);
+  return rounds * kSums * 32;
+}
+
+// Without VNNI a product of bytes takes three instructions.
+MT_AVX2 int64_t int8_avx2(int64_t rounds) {
+  __m256i sum[kSums], x = _mm256_set1_epi8(1), one = _mm256_set1_epi16(1);
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm256_setzero_si256();
+  for (int64_t r = 0; r < rounds; ++r) {
+    MT_UNROLL
+    for (int i = 0; i < kSums; ++i) {
+      __asm__ volatile("" : "+x"(x));
+      sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(x, x), one));
+    }
+  }
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) __asm__ volatile("" : "+x"(sum[i]));
+  return rounds * kSums * 32;
+}
+
+MT_AVX512 int64_t int8_vnni(int64_t rounds) {
+  __m512i sum[kSums], x = _mm512_set1_epi8(1);
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_si512();
+  for (int64_t r = 0; r < rounds; ++r) {
+    MT_OPAQUE(x);
+    MT_UNROLL
+    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], x, x);
+  }
+  MT_UNROLL
+  for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]);
+  return rounds * kSums * 64;
+}
+
+#undef MT_OPAQUE
+
+// ---- tiles ----
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static_assert(sizeof(TileConfig) == 64);
+
+// All 64 bytes are given as the operand: g++ 12's _tile_loadconfig names the address alone and
+// loses the stores that fill it.
+#define MT_AMX __attribute__((target("amx-tile,amx-int8,amx-bf16")))
+MT_AMX void load_tiles(const TileConfig& config) {
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+}
+
+MT_AMX int64_t int8_amx(int64_t rounds) {
+  load_tiles(TileConfig());
+  for (int64_t r = 0; r < rounds; ++r) {
+    _tile_dpbusd(0, 4, 5);
+    _tile_dpbusd(1, 4, 5);
+    _tile_dpbusd(2, 4, 5);
+    _tile_dpbusd(3, 4, 5);
+  }
+  _tile_release();
+  return rounds * 4 * 16 * 16 * 64;
+}
+
+MT_AMX int64_t bf16_amx(int64_t rounds) {
+  load_tiles(TileConfig());
+  for (int64_t r = 0; r < rounds; ++r) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 5);
+    _tile_dpbf16ps(2, 4, 5);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  _tile_release();
+  return rounds * 4 * 16 * 16 * 32;
+}
+#undef MT_AMX
+
+bool has_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  if ((d & wanted) != wanted) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
+std::vector<Peak> available_peaks() {
+  std::vector<Peak> peaks;
+  std::string_view best;
+  for (const Kernels* table : available_kernels()) best = table->name;
+  if (best == "reference") return peaks;
+  const bool avx512 = best.starts_with("avx512"), vnni = avx512 && best != "avx512f";
+  peaks.push_back({"f32 fma", avx512 ? f32_avx512 : f32_avx2});
+  if (best == "avx512bf16") peaks.push_back({"bf16 dot", bf16_avx512});
+  peaks.push_back(vnni ? Peak{"int8 vnni", int8_vnni} : Peak{"int8 avx2", int8_avx2});
+  if (has_tiles()) {
+    peaks.push_back({"bf16 amx", bf16_amx});
+    peaks.push_back({"int8 amx", int8_amx});
+  }
+  return peaks;
+}
+
+}  // namespace mt
