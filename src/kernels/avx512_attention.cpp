@@ -1,21 +1,12 @@
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ 12's own header reads an undefined register on purpose and warns about it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
 
 #include <algorithm>
 
 #include "kernels/attention.h"
 #include "kernels/attributes.h"
+#include "kernels/avx512_rows.h"
 
 namespace mt {
 namespace {
-
-MT_AVX512F_INLINE __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << std::max<int64_t>(n, 0)) - 1u);
-}
 
 // Lane i of the result is the sum of v[i]: sixteen horizontal sums by pairs, quadruples and
 // 128-bit quarters.

@@ -1,14 +1,9 @@
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ 12's own header reads an undefined register on purpose and warns about it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "kernels/attributes.h"
+#include "kernels/avx512_rows.h"
 #include "kernels/avx512_transpose.h"
 #include "kernels/int8.h"
 #include "kernels/int8_codes.h"
@@ -261,10 +256,6 @@ MT_AVX512 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, In
 }
 
 // ---- the product ----
-MT_AVX512_INLINE __mmask16 first_lanes(int64_t n) {
-  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << std::max<int64_t>(n, 0)) - 1u);
-}
-
 template <bool kBy16, bool kMin>
 MT_AVX512 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows,
                     float* y, int64_t ldy, int64_t n, bool accumulate) {

@@ -1,7 +1,7 @@
 #pragma once
-#include <immintrin.h>
 
 #include "kernels/attributes.h"
+#include "kernels/avx512_intrinsics.h"
 
 namespace mt {
 

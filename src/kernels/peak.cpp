@@ -1,16 +1,11 @@
 #include "kernels/peak.h"
 
-#if defined(__GNUC__) && !defined(__clang__)
-// g++ 12's own header reads an undefined register on purpose and warns about it.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "kernels/attributes.h"
+#include "kernels/avx512_intrinsics.h"
 #include "kernels/kernels.h"
 
 namespace mt {

@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t kRun = 512;       // keys of a run; a result depends on it, not on the threads
 constexpr int64_t kTile = 64;       // queries of a prompt that go together
-constexpr int64_t kFewQueries = 4;  // fewer go one by one
+constexpr int64_t kFewQueries = 9;  // fewer go one by one, in f32
 
 int64_t first_key(const Attention& a, int64_t p) {
   return a.window > 0 ? std::max<int64_t>(0, p + 1 - a.window) : 0;

@@ -16,6 +16,17 @@ struct KvCache::Impl {
   int64_t n_layers, n_sequences, capacity, kv_dim;
   AlignedBuffer<float> keys, values;
   std::vector<int64_t> lengths;
+  // What a pass computes on its way to the stream, by use: kept from pass to pass, so that the
+  // token loop allocates nothing and a prompt does not ask the system for cleared pages again.
+  enum Use { normed, update, query_or_gate, key_or_up, value, heads, n_uses };
+  AlignedBuffer<float> scratch[n_uses];
+
+  // [rows, cols], uninitialised; its former content is gone.
+  Matrix take(Use use, int64_t rows, int64_t cols) {
+    const auto n = static_cast<size_t>(rows * cols);
+    if (scratch[use].size() < n) scratch[use] = AlignedBuffer<float>(n);
+    return {scratch[use].data(), rows, cols, cols};
+  }
 
   // [capacity, kv_dim] of one layer and sequence
   Matrix slot(AlignedBuffer<float>& of, int64_t layer, int64_t sequence) {
@@ -77,12 +88,14 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
                     std::span<const RopeTable> ropes, const ForwardOptions& options,
                     ConstMatrix normed, Matrix update) {
   const int64_t n = normed.rows;
-  MatrixBuffer q(n, a.q.weight.rows), k(n, a.k.weight.rows), v(n, a.v.weight.rows);
+  Matrix q = cache.take(KvCache::Impl::query_or_gate, n, a.q.weight.rows);
+  Matrix k = cache.take(KvCache::Impl::key_or_up, n, a.k.weight.rows);
+  Matrix v = cache.take(KvCache::Impl::value, n, a.v.weight.rows);
   const MapOutput qkv[] = {{a.q, q}, {a.k, k}, {a.v, v}};
   matmul_shared(rt, options.path, normed, qkv);
   const RopeTable& rope =
       *std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& r) { return r.serves(a); });
-  MatrixBuffer out(n, a.o.weight.cols);
+  Matrix out = cache.take(KvCache::Impl::heads, n, a.o.weight.cols);
   for (const Span& s : spans)
     for_rows(rt, s.n, [&](int64_t t) {
       const float* cs = rope.at(s.first + t);
@@ -99,17 +112,17 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
     Matrix keys = cache.slot(cache.keys, layer, s.sequence);
     Matrix values = cache.slot(cache.values, layer, s.sequence);
     for_rows(rt, s.n, [&](int64_t t) {
-      std::copy_n(k.row(s.row + t), k.cols(), keys.row(s.first + t));
-      std::copy_n(v.row(s.row + t), v.cols(), values.row(s.first + t));
+      std::copy_n(k.row(s.row + t), k.cols, keys.row(s.first + t));
+      std::copy_n(v.row(s.row + t), v.cols, values.row(s.first + t));
     });
   }
   // Many short chunks (sequences side by side): a task a sequence. A long one: tiles inside.
   auto* product = options.path == Path::fast ? attend_fast : attend;
   auto run = [&](int64_t i, int) {
     const Span& s = spans[static_cast<size_t>(i)];
-    product(rt, a, q.view().slice_rows(s.row, s.row + s.n),
-            cache.slot(cache.keys, layer, s.sequence), cache.slot(cache.values, layer, s.sequence),
-            s.first, out.view().slice_rows(s.row, s.row + s.n));
+    product(rt, a, q.slice_rows(s.row, s.row + s.n), cache.slot(cache.keys, layer, s.sequence),
+            cache.slot(cache.values, layer, s.sequence), s.first,
+            out.slice_rows(s.row, s.row + s.n));
   };
   if (std::ssize(spans) == 1)
     run(0, 0);
@@ -119,9 +132,10 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
   matmul(rt, options.path, out, a.o, update);
 }
 
-void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, const ForwardOptions& options,
-              ConstMatrix normed, Matrix update) {
-  MatrixBuffer gate(normed.rows, f.gate.weight.rows), up(normed.rows, f.up.weight.rows);
+void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cache,
+              const ForwardOptions& options, ConstMatrix normed, Matrix update) {
+  Matrix gate = cache.take(KvCache::Impl::query_or_gate, normed.rows, f.gate.weight.rows);
+  Matrix up = cache.take(KvCache::Impl::key_or_up, normed.rows, f.up.weight.rows);
   const MapOutput both[] = {{f.gate, gate}, {f.up, up}};
   matmul_shared(rt, options.path, normed, both);
   if (options.tap) {
@@ -130,7 +144,7 @@ void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, const ForwardOptio
   }
   auto activate = f.activation == Activation::silu ? rt.kernels.silu_mul : rt.kernels.gelu_mul;
   for_rows(rt, normed.rows,
-           [&](int64_t t) { activate(gate.row(t), up.row(t), gate.row(t), gate.cols()); });
+           [&](int64_t t) { activate(gate.row(t), up.row(t), gate.row(t), gate.cols); });
   if (options.tap) options.tap(Point::mlp_act, layer, gate);
   matmul(rt, options.path, gate, f.down, update);
 }
@@ -174,7 +188,8 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
         if (std::none_of(ropes.begin(), ropes.end(), [&](auto& r) { return r.serves(*a); }))
           ropes.emplace_back(*a, low, high - low);
 
-  MatrixBuffer normed(n, model.d_model), update(n, model.d_model);
+  Matrix normed = kv.take(KvCache::Impl::normed, n, model.d_model);
+  Matrix update = kv.take(KvCache::Impl::update, n, model.d_model);
   const bool whole = options.end_step < 0;
   const size_t end = whole ? model.steps.size() : static_cast<size_t>(options.end_step);
   for (size_t i = static_cast<size_t>(options.first_step); i < end; ++i) {
@@ -186,7 +201,7 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
       if (a)
         attention_site(rt, model, *a, step.layer, kv, spans, ropes, options, normed, update);
       else
-        mlp_site(rt, std::get<Mlp>(site.what), step.layer, options, normed, update);
+        mlp_site(rt, std::get<Mlp>(site.what), step.layer, kv, options, normed, update);
       if (!site.post_norm.empty()) rms_norm(rt, update, site.post_norm, model.norm_epsilon, update);
       if (options.tap) options.tap(Point::update, step.layer, update);
       for_rows(rt, n,

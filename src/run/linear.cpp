@@ -24,8 +24,11 @@ void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> ou
   const Kernels& k = rt.kernels;
   const int64_t blob =
       static_cast<int64_t>(round_up(static_cast<uint64_t>(k.quantised_bytes(x.cols)), 64));
-  AlignedBuffer<std::byte> q(static_cast<size_t>(blob * x.rows));
-  for (int64_t t = 0; t < x.rows; ++t) k.quantise(x.row(t), x.cols, q.data() + t * blob);
+  thread_local AlignedBuffer<std::byte> kept;  // from token to token
+  if (kept.size() < static_cast<size_t>(blob * x.rows))
+    kept = AlignedBuffer<std::byte>(static_cast<size_t>(blob * x.rows));
+  std::byte* q = kept.data();
+  for (int64_t t = 0; t < x.rows; ++t) k.quantise(x.row(t), x.cols, q + t * blob);
   // Pieces small enough to balance, large enough to stream.
   int64_t rows = 0, pieces = 0;
   for (const MapOutput& out : outputs) rows += out.map.weight.rows;
@@ -38,7 +41,7 @@ void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> ou
     const Weight& w = out->map.weight;
     const int64_t begin = i * piece, n = std::min(piece, w.rows - begin);
     for (int64_t t = 0; t < x.rows; ++t)
-      k.rows_dot(w.dtype, w.row(begin), row_bytes(w.dtype, w.cols), n, q.data() + t * blob, x.cols,
+      k.rows_dot(w.dtype, w.row(begin), row_bytes(w.dtype, w.cols), n, q + t * blob, x.cols,
                  out->y.row(t) + begin);
   });
 }
@@ -152,16 +155,16 @@ void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, M
 
 void matmul_shared(const Runtime& rt, Path path, ConstMatrix x,
                    std::span<const MapOutput> outputs) {
-  const Int8Kernels* int8 = path == Path::fast ? int8_kernels(rt.kernels) : nullptr;
-  const int64_t few = int8 ? kFewTokensInt8 : kFewTokens;
   auto all_take = [&](auto&& takes) {
     return path == Path::fast && x.cols % 32 == 0 &&
            std::all_of(outputs.begin(), outputs.end(),
                        [&](const MapOutput& out) { return takes(out.map.weight.dtype); });
   };
-  if (x.rows <= few && all_take(rt.kernels.has_rows_dot)) {
+  const Int8Kernels* int8 = all_take(int8_takes) ? int8_kernels(rt.kernels) : nullptr;
+  const bool few = x.rows <= (int8 ? kFewTokensInt8 : kFewTokens);
+  if (few && all_take(rt.kernels.has_rows_dot)) {
     matmul_dots(rt, x, outputs);
-  } else if (int8 && (x.rows > few || outputs.size() == 1) && all_take(int8_takes)) {
+  } else if (int8 && (!few || outputs.size() == 1)) {
     matmul_int8(rt, *int8, x, outputs);
   } else if (path == Path::fast && outputs.size() > 1) {
     for (const MapOutput& out : outputs) matmul(rt, path, x, out.map, out.y);  // each its own way

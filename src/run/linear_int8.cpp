@@ -11,10 +11,14 @@ void matmul_int8(const Runtime& rt, const Int8Kernels& kernels, ConstMatrix x,
   // Blocks by chunks of 256 inputs, then tiles of tokens: a panel walks through memory in order.
   const int64_t tiles = ceil_div(x.rows, kInt8Tokens), blocks = x.cols / 32;
   constexpr int64_t kChunkBlocks = kInt8Depth / 32;
-  AlignedBuffer<Int8Block> rounded(static_cast<size_t>(tiles * blocks));
+  // Kept: a prompt's every product would ask the system for cleared pages otherwise.
+  thread_local AlignedBuffer<Int8Block> kept;
+  if (kept.size() < static_cast<size_t>(tiles * blocks))
+    kept = AlignedBuffer<Int8Block>(static_cast<size_t>(tiles * blocks));
+  Int8Block* rounded = kept.data();
   auto block_at = [&](int64_t chunk, int64_t tile) {
     const int64_t here = std::min(kChunkBlocks, blocks - chunk * kChunkBlocks);
-    return rounded.data() + chunk * kChunkBlocks * tiles + tile * here;
+    return rounded + chunk * kChunkBlocks * tiles + tile * here;
   };
   const int64_t chunks = ceil_div(x.cols, kInt8Depth);
   rt.pool.parallel_for(tiles, [&](int64_t tile, int) {

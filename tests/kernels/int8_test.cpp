@@ -40,7 +40,9 @@ std::unique_ptr<std::byte[]> fenced(const std::vector<std::byte>& bytes) {
 
 TEST(Int8, TakesEveryQuantisedFormatThatDecodes) {
   for (const DtypeInfo& format : all_dtypes())
-    if (format.decodes) EXPECT_EQ(int8_takes(format.dtype), format.block_length > 1) << format.name;
+    if (format.decodes) {
+      EXPECT_EQ(int8_takes(format.dtype), format.block_length > 1) << format.name;
+    }
 }
 
 TEST(Int8, PanelsAreTheSameInEveryTable) {
@@ -60,8 +62,8 @@ TEST(Int8, PanelsAreTheSameInEveryTable) {
           EXPECT_EQ(std::memcmp(got->codes, expected->codes, size_t(depth) * 32), 0) << name(t);
           EXPECT_EQ(std::memcmp(got->scale, expected->scale, groups * 128), 0) << name(t);
           EXPECT_EQ(std::memcmp(got->start, expected->start, groups * 128), 0) << name(t);
-          if (expected->has_min)
-            EXPECT_EQ(std::memcmp(got->min, expected->min, groups * 128), 0) << name(t);
+          if (!expected->has_min) continue;
+          EXPECT_EQ(std::memcmp(got->min, expected->min, groups * 128), 0) << name(t);
         }
       }
 }

@@ -1,0 +1,68 @@
+#include "run/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "kernels/random_rows.h"
+
+// The fast path's products beside the exact ones, format by format.
+namespace mt {
+namespace {
+
+LinearMap random_map(Dtype t, int64_t rows, int64_t cols, unsigned seed) {
+  std::mt19937 random(seed);
+  LinearMap map;
+  map.weight.rows = rows;
+  map.weight.cols = cols;
+  map.weight.dtype = t;
+  auto bytes = std::make_shared<std::vector<std::byte>>(
+      random_rows(random, t, rows * cols / info(t).block_length));
+  map.weight.data = {bytes, *bytes};
+  map.bias.resize(size_t(rows));
+  for (float& b : map.bias) b = std::normal_distribution<float>()(random);
+  return map;
+}
+
+TEST(Linear, FastIsNearTheExactPathAndTheSameForAnyThreads) {
+  ThreadPool one(1), three(3);
+  for (Dtype t : {Dtype::Q8_0, Dtype::Q4_0, Dtype::Q5_0, Dtype::Q4_1, Dtype::Q5_1, Dtype::IQ4_NL,
+                  Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K, Dtype::Q3_K, Dtype::Q2_K, Dtype::IQ4_XS,
+                  Dtype::MXFP4, Dtype::IQ2_S, Dtype::F16})
+    for (int64_t n : {1, 2, 3, 8, 9, 37}) {
+      // Two maps of one input, the second in another format: each takes its own way.
+      const int64_t cols = 768;
+      const LinearMap first = random_map(t, 70, cols, 41);
+      const LinearMap second = random_map(n == 9 ? Dtype::F32 : t, 33, cols, 42);
+      std::mt19937 random(43);
+      MatrixBuffer x(n, cols);
+      for (int64_t i = 0; i < n * cols; ++i)
+        x.data()[i] = std::normal_distribution<float>()(random);
+      MatrixBuffer exact(n, 70), y(n, 70), z(n, 33), again(n, 70), z_again(n, 33);
+      for (const Kernels* table : available_kernels()) {
+        const Runtime rt{*table, three}, alone{*table, one};
+        const MapOutput both[] = {{first, y}, {second, z}};
+        const MapOutput both_again[] = {{first, again}, {second, z_again}};
+        matmul(rt, Path::exact, x, first, exact);
+        matmul_shared(rt, Path::fast, x, both);
+        matmul_shared(alone, Path::fast, x, both_again);
+        // Activations are rounded by at most 1/254 of the largest of 32, independently: relative
+        // RMS 1/254 / sqrt(3) * (largest / RMS = about 2.1 for normal values). Q2_K and IQ2_S,
+        // rounded to 8 bits too, lie below twice that, as do products of bf16 values.
+        double error = 0, power = 0;
+        for (int64_t i = 0; i < n * 70; ++i) {
+          const double bias = first.bias[size_t(i % 70)];
+          error += std::pow(double(y.data()[i]) - double(exact.data()[i]), 2);
+          power += std::pow(double(exact.data()[i]) - bias, 2);
+        }
+        EXPECT_LT(std::sqrt(error / power), 2 * 2.1 / 254 / std::sqrt(3.0))
+            << table->name << " " << name(t) << " n=" << n;
+        EXPECT_EQ(std::memcmp(y.data(), again.data(), size_t(n * 70) * 4), 0) << name(t);
+        EXPECT_EQ(std::memcmp(z.data(), z_again.data(), size_t(n * 33) * 4), 0) << name(t);
+      }
+    }
+}
+
+}  // namespace
+}  // namespace mt
