@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <regex>
 #include <utility>
 
 #include "base/error.h"
@@ -48,12 +49,14 @@ std::string fill_command(const std::string& command, const SpeedTask& task, int 
 }
 
 void check_command(const std::string& command) {
+  // A single word in braces; the shell's own ${name}, lists and blocks are left alone.
+  static const std::regex word(R"((^|[^$])(\{[a-z_]+\}))");
   const std::string filled = fill_command(command, {}, 1);
-  const size_t open = filled.find('{'), close = filled.find('}', open);
-  if (open == filled.npos || close == filled.npos) return;
+  std::smatch unknown;
+  if (!std::regex_search(filled, unknown, word)) return;
   throw_error(
       "--against: '{}' is unknown; {{threads}}, {{prompt}}, {{decode}} and {{depth}} are filled in",
-      filled.substr(open, close + 1 - open));
+      unknown[2].str());
 }
 
 double tokens_a_second(const std::string& output) {

@@ -14,13 +14,17 @@ namespace {
 // Twelve sums: latency times throughput of every unit met so far, and room in 16 registers.
 constexpr int kSums = 12;
 
-// Makes the compiler believe that the register is used and changed.
+// Makes the compiler believe that the register is used and changed: sums that began alike would be
+// computed once.
 #define MT_OPAQUE(v) __asm__ volatile("" : "+v"(v))
 
 MT_AVX2 int64_t f32_avx2(int64_t rounds) {
   __m256 sum[kSums], x = _mm256_set1_ps(1.0f);
   MT_UNROLL
-  for (int i = 0; i < kSums; ++i) sum[i] = _mm256_setzero_ps();
+  for (int i = 0; i < kSums; ++i) {
+    sum[i] = _mm256_setzero_ps();
+    __asm__ volatile("" : "+x"(sum[i]));
+  }
   for (int64_t r = 0; r < rounds; ++r) {
     __asm__ volatile("" : "+x"(x));
     MT_UNROLL
@@ -34,7 +38,10 @@ MT_AVX2 int64_t f32_avx2(int64_t rounds) {
 MT_AVX512F int64_t f32_avx512(int64_t rounds) {
   __m512 sum[kSums], x = _mm512_set1_ps(1.0f);
   MT_UNROLL
-  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_ps();
+  for (int i = 0; i < kSums; ++i) {
+    sum[i] = _mm512_setzero_ps();
+    MT_OPAQUE(sum[i]);
+  }
   for (int64_t r = 0; r < rounds; ++r) {
     MT_OPAQUE(x);
     MT_UNROLL
@@ -49,7 +56,10 @@ MT_AVX512BF16 int64_t bf16_avx512(int64_t rounds) {
   __m512 sum[kSums];
   __m512i x = _mm512_set1_epi32(0x3f803f80);
   MT_UNROLL
-  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_ps();
+  for (int i = 0; i < kSums; ++i) {
+    sum[i] = _mm512_setzero_ps();
+    MT_OPAQUE(sum[i]);
+  }
   for (int64_t r = 0; r < rounds; ++r) {
     MT_OPAQUE(x);
     MT_UNROLL
@@ -66,7 +76,10 @@ MT_AVX512BF16 int64_t bf16_avx512(int64_t rounds) {
 MT_AVX2 int64_t int8_avx2(int64_t rounds) {
   __m256i sum[kSums], x = _mm256_set1_epi8(1), one = _mm256_set1_epi16(1);
   MT_UNROLL
-  for (int i = 0; i < kSums; ++i) sum[i] = _mm256_setzero_si256();
+  for (int i = 0; i < kSums; ++i) {
+    sum[i] = _mm256_setzero_si256();
+    __asm__ volatile("" : "+x"(sum[i]));
+  }
   for (int64_t r = 0; r < rounds; ++r) {
     MT_UNROLL
     for (int i = 0; i < kSums; ++i) {
@@ -82,7 +95,10 @@ MT_AVX2 int64_t int8_avx2(int64_t rounds) {
 MT_AVX512 int64_t int8_vnni(int64_t rounds) {
   __m512i sum[kSums], x = _mm512_set1_epi8(1);
   MT_UNROLL
-  for (int i = 0; i < kSums; ++i) sum[i] = _mm512_setzero_si512();
+  for (int i = 0; i < kSums; ++i) {
+    sum[i] = _mm512_setzero_si512();
+    MT_OPAQUE(sum[i]);
+  }
   for (int64_t r = 0; r < rounds; ++r) {
     MT_OPAQUE(x);
     MT_UNROLL

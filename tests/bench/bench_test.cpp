@@ -67,6 +67,7 @@ TEST(Bench, FillsTheOtherCommand) {
             "peer -t 1 -p 0 -n 128 -d 64 -d 64");
   EXPECT_NO_THROW(check_command(command));
   EXPECT_THROW(check_command("peer {tokens}"), Error);
+  EXPECT_NO_THROW(check_command("echo '[{\"avg_ts\": 5}]' ${home} | awk '{print $1}'"));
 }
 
 TEST(Bench, ReadsTheOtherRate) {
