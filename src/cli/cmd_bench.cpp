@@ -259,9 +259,7 @@ int run(Context& context, const Options& o) {
 
 Run add(CLI::App& app) {
   auto o = std::make_shared<Options>();
-  app.add_option("-m,--model,MODEL", o->model,
-                 "A GGUF or safetensors file, or a Hugging Face folder")
-      ->required();
+  declare_model(app, o->model);
   app.add_option("-p,--prompt", o->prompt, "Tokens of the prompt, run as batches of 512; 0: none")
       ->check(within(int64_t{0}, int64_t{1} << 20))
       ->type_name("N")

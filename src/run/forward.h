@@ -22,7 +22,7 @@ enum class Path {
   exact,  // weights decoded to f32, f32 sums in a fixed order: the judge
   bf16,   // weights and activations rounded to bf16, f32 sums in a fixed order: the same bits in
           // every instruction set too, about twice as fast where the processor has bf16 products
-  fast,   // quantised kernels for few tokens; bf16 for more where that is faster, else exact
+  fast,   // int8 dot products for few tokens, batched int8 or bf16 products for more, else exact
 };
 
 // y[t,o] = sum_i x[t,i] * W[o,i] (+ bias[o])   x:[n_tokens,in]  W:[out,in]  y:[n_tokens,out]
