@@ -19,6 +19,7 @@ struct Options {
   std::filesystem::path output, page, plan;
   bool force = false, no_page = false;
   int frontier = 12;
+  std::optional<int64_t> refine_steps;
 };
 
 int run(Context& context, const Options& options) {
@@ -41,6 +42,7 @@ int run(Context& context, const Options& options) {
       check_distinct({{"--text", text}, {"an output", file}});
 
   MemoryWatch memory;
+  settings.refine_steps = options.refine_steps.value_or(goal.uniform ? 0 : kRefineByWeights);
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model(), settings.n_ctx);
   const auto [plan, cut, refined, proof, notes] =
@@ -97,8 +99,10 @@ Run add(CLI::App& app) {
       ->type_name("FILE");
   app.add_flag("--no-html", options->no_page, "Write no HTML page");
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
-  app.add_option("--refine", options->session.settings.refine_steps,
-                 "Steps of gradient descent on scales and norms after the cut (default: 0)")
+  app.add_option("--refine", options->refine_steps,
+                 "Steps of gradient descent on scales, norms and codes of few bits after the cut "
+                 "(default: 80, fewer for models of more than 500 million weights, none with "
+                 "--type)")
       ->check(within<int64_t>(0, 1 << 20))
       ->type_name("N");
   app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")

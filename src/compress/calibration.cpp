@@ -50,6 +50,8 @@ Windows kept_self_text(const Runtime& rt, const Model& model, const Tokenizer& t
   return sequences;
 }
 
+constexpr int64_t kMostRefined = 96;  // windows that are sampled to refine on
+
 struct Counts {
   int64_t windows, proof, n_ctx;
 };
@@ -72,7 +74,16 @@ Calibration sample_calibration(const std::string& model_sha256, const Calibratio
   c.windows = sample(0, n.windows + n.proof);
   c.proof.assign(c.windows.begin() + n.windows, c.windows.end());
   c.windows.resize(static_cast<size_t>(n.windows));
-  if (settings.refine_steps > 0) c.refine = c.windows;
+  if (settings.refine_steps > 0) {
+    c.refine = c.windows;
+    // What refinement sees again teaches it less than what is new.
+    const int64_t wanted = std::min(settings.refine_steps, kMostRefined);
+    if (const int64_t more = wanted - n.windows; more > 0) {
+      db.select_run(model_sha256, c.sha256, what + ", and those to refine on");
+      const Windows others = sample(n.windows + 2 * n.proof, more);
+      c.refine.insert(c.refine.end(), others.begin(), others.end());
+    }
+  }
   if (!settings.aims) return c;
   // In a run of their own: the other goals' measurements stay valid.
   db.select_run(model_sha256, c.sha256, what + ", and those to plan against");

@@ -8,6 +8,10 @@
 
 namespace mt {
 
+// 80 steps; for more than 500 million weights fewer in proportion, down to 20: a step of a large
+// model takes as much longer.
+constexpr int64_t kRefineByWeights = -1;
+
 struct CalibrationSettings {
   std::vector<std::string> texts;  // files, "FILE" or "FILE:weight"; none: self-sampled
   int64_t n_ctx = 0;               // of a window; 0: 512, or 256 for self-sampled text
@@ -15,7 +19,7 @@ struct CalibrationSettings {
   int64_t n_proof_windows = 0;     // 0: 12
   uint64_t seed = 1;
   bool aims = false;         // sets windows apart to plan against, for Session::aim
-  int64_t refine_steps = 0;  // after the cut, before the proof
+  int64_t refine_steps = 0;  // after the cut, before the proof; or kRefineByWeights
 };
 
 // Calibration text: token windows, some of them set aside for the proof.

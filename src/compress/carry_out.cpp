@@ -84,11 +84,7 @@ class Search {
     Trial t{.plan = std::move(plan), .target = target, .predicted = 0, .measured = 0};
     t.predicted = std::max(t.plan.predicted_kl / correction, 1e-12);
     const Model cut = session_.cut(t.plan);
-    t.measured =
-        session_
-            .aim(t.plan,
-                 session_.settings().refine_steps > 0 ? session_.refine(t.plan, cut).model : cut)
-            .kl_mean.value;
+    t.measured = session_.aim(t.plan, session_.refine(t.plan, cut).model).kl_mean.value;
     notes_.push_back(fmt::format(
         "plan {}: {} bytes, predicted KL {:.4g}, measured {:.4g} on {}; {}", trials_.size() + 1,
         t.plan.predicted_bytes, t.plan.predicted_kl, t.measured, session_.calibration().aim_name,
@@ -123,16 +119,13 @@ class Search {
 
 void finish(Session& session, Result& result) {
   result.cut = session.cut(result.plan);
-  if (session.settings().refine_steps == 0) {
-    result.refined = result.cut;
-  } else {
-    Refined r = session.refine(result.plan, result.cut);
+  Refined r = session.refine(result.plan, result.cut);
+  if (!r.losses.empty())
     result.notes.push_back(fmt::format(
-        "refined: {} steps on {} scales and {} norm gains; mean KL on calibration text {:.4f} over "
-        "the first tenth of the steps, {:.4f} over the last",
-        r.losses.size(), r.n_scales, r.n_norms, r.first_loss(), r.last_loss()));
-    result.refined = std::move(r.model);
-  }
+        "refined: {} steps on {} scales, {} norm gains and {} codes; mean KL on calibration text "
+        "{:.4f} over the first tenth of the steps, {:.4f} over the last",
+        r.losses.size(), r.n_scales, r.n_norms, r.n_codes, r.first_loss(), r.last_loss()));
+  result.refined = std::move(r.model);
   result.proof = session.prove(result.plan, result.refined);
 }
 

@@ -26,6 +26,7 @@ namespace {
 
 constexpr int64_t kRowsPredicted = 192;  // of a tensor, per format
 constexpr int64_t kGoalBytes = 160;
+constexpr int64_t kRefinedWeights = 80 * int64_t{500'000'000};  // times steps, by default
 constexpr const char* kNoHash = "0000000000000000000000000000000000000000000000000000000000000000";
 
 // Bytes of the source's file as GGUF would hold it (a Hugging Face folder has no single file).
@@ -58,6 +59,9 @@ Session::Session(const Runtime& rt, SessionSettings settings)
   sha256_ = mt::model_sha256(settings_.model);
   model_ = std::make_unique<Model>(open_model(file));
   tokenizer_ = Tokenizer::open(*file);
+  if (settings_.refine_steps == kRefineByWeights)
+    settings_.refine_steps =
+        std::clamp<int64_t>(kRefinedWeights / std::max<int64_t>(1, n_weights()), 20, 80);
   if (settings_.db.empty()) settings_.db = Measurements::default_path(settings_.model, sha256_);
   db_ = Measurements::open(settings_.db);
 }
@@ -370,9 +374,17 @@ Model Session::cut(const Plan& plan) {
   return cut;
 }
 
+// Where all is kept there is nothing to mend.
+int64_t Session::steps_of(const Plan& plan) const {
+  const bool all_kept = std::all_of(plan.decisions.begin(), plan.decisions.end(),
+                                    [](const Decision& d) { return d.chosen.keep; });
+  return all_kept ? 0 : settings_.refine_steps;
+}
+
 Refined Session::refine(const Plan& plan, const Model& cut) {
+  if (steps_of(plan) == 0) return {.model = cut, .losses = {}};
   RefineSettings settings;
-  settings.steps = settings_.refine_steps;
+  settings.steps = steps_of(plan);
   settings.seed = settings_.seed;
   settings.checkpoint = settings_.db;
   settings.checkpoint += ".refine-" + sha256_hex(to_json(plan)).substr(0, 12);
@@ -390,8 +402,7 @@ Comparison Session::measure(const std::string& part, const Windows& windows, con
                  (settings_.feedback == Feedback::none
                       ? std::string()
                       : fmt::format("feedback {}", int(settings_.feedback))) +
-                 (settings_.refine_steps > 0 ? fmt::format("refined {}", settings_.refine_steps)
-                                             : std::string()));
+                 (steps_of(plan) > 0 ? fmt::format("refined {}", steps_of(plan)) : std::string()));
   auto place = [&](int64_t window) { return fmt::format("{} window {}", part, window); };
   EvalOptions options;
   options.label = part == "proof" ? "proving" : "measuring the plan";
@@ -454,7 +465,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.measured_same_top = proof->same_top.value;
   }
   r.feedback = settings_.feedback;
-  r.refine_steps = settings_.refine_steps;
+  r.refine_steps = steps_of(plan);
   if (const auto it = refined_.empty() ? refined_.end() : refined_.find(to_json(plan));
       it != refined_.end())
     std::tie(r.refine_first_kl, r.refine_last_kl) = it->second;

@@ -76,8 +76,9 @@ class Session {
   Edits follow_edits(Plan& plan);
   // Tensors that the cut before this one had in the same format are not made again.
   Model cut(const Plan& plan);
-  // The cut of the plan with its scales and norms refined, settings.refine_steps steps long, on
-  // text that the proof does not see. Its state lies beside the database until write().
+  // The cut of the plan refined (cut/refine.h), settings.refine_steps steps long, on text that the
+  // proof does not see; the cut itself where the steps are 0 or the plan keeps all. Its state lies
+  // beside the database until write().
   Refined refine(const Plan& plan, const Model& cut);
   // On the windows set aside. Window by window in the database, under the plan's hash.
   Comparison prove(const Plan& plan, const Model& cut);
@@ -92,6 +93,7 @@ class Session {
   void measure_largest(Report& report, const Model& cut, int64_t n);
 
  private:
+  int64_t steps_of(const Plan& plan) const;  // of refinement
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
   std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate

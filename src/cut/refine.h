@@ -23,8 +23,8 @@ struct RefineSettings {
   double norm_step = 1e-3;
   // How far a weight of a format that learns_rounding moves in a step, in levels; 0: its code
   // stays.
-  double rounding_step = 0;
-  int64_t latent_bytes = int64_t{1200} << 20;  // for that; formats of fewest bits come first
+  double rounding_step = 5e-3;
+  int64_t latent_bytes = int64_t{768} << 20;  // for that; formats of fewest bits come first
   double beta1 = 0.9, beta2 = 0.98;
   int64_t warm_up = 10;    // steps in which the step size rises to its full value
   double decay_to = 0.02;  // share of the step size that a half cosine leaves at the end

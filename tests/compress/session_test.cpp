@@ -236,6 +236,38 @@ TEST_F(SessionTest, ATextsOwnWindowsAreDividedOnce) {
   EXPECT_NE(all.calibration().aim_name.find("calibration"), std::string::npos);
 }
 
+TEST_F(SessionTest, RefinementReadsTextOfItsOwn) {
+  auto settings = small(tiny("tiny_llama"));
+  settings.refine_steps = 20;
+  settings.aims = true;
+  Session session(rt, settings);
+  const Calibration& c = session.calibration();
+  EXPECT_EQ(c.refine.size(), 20u);  // six of them the calibration's
+  for (const auto& window : c.refine) {
+    EXPECT_EQ(std::count(c.refine.begin(), c.refine.end(), window), 1);
+    EXPECT_EQ(std::count(c.proof.begin(), c.proof.end(), window), 0);
+    EXPECT_EQ(std::count(c.aim.begin(), c.aim.end(), window), 0);
+  }
+}
+
+TEST_F(SessionTest, WhatIsKeptWholeIsNotRefined) {
+  auto settings = small(tiny("tiny_llama"));
+  settings.refine_steps = 3;
+  Session session(rt, settings);
+  auto silent = [](const std::string&) {};
+  const Result kept = carry_out(session, size_goal(1 << 30), silent);
+  EXPECT_EQ(kept.proof.kl_mean.value, 0);
+  for (size_t i = 0; i < norms(kept.refined).size(); ++i)
+    EXPECT_EQ(*norms(kept.refined)[i].gain, *norms(kept.cut)[i].gain);
+  session.write(folder / "kept.gguf", kept.refined, kept.plan, kept.proof);
+  EXPECT_EQ(read_gguf(folder / "kept.gguf").find_meta("microtome.refine.steps"), nullptr);
+  // And another plan of the same session is.
+  const int64_t whole = kept.plan.predicted_bytes;
+  const Result less = carry_out(session, size_goal(whole * 9 / 10), silent);
+  session.write(folder / "less.gguf", less.refined, less.plan, less.proof);
+  EXPECT_NE(read_gguf(folder / "less.gguf").find_meta("microtome.refine.steps"), nullptr);
+}
+
 TEST_F(SessionTest, ACutAfterAnotherMakesTheSameTensors) {
   Session session(rt, small(tiny("tiny_llama"))), fresh(rt, small(tiny("tiny_llama")));
   const Plan large = session.plan(size_goal(90'000)), less = session.plan(size_goal(85'000));
