@@ -6,7 +6,9 @@ model=models/SmolLM2-135M-Instruct.Q4_1.gguf
 small=out/SmolLM2-135M-Instruct.75MB.gguf
 mkdir -p out
 say() { printf '\n$ %s\n' "$*"; "$@"; }
-say build/microtome compress "$model" --size 75MB -o "$small" --force
+# Into a file or a pipe, progress is lines.
+[ -t 2 ] && progress= || progress=--progress
+say build/microtome compress "$model" --size 75MB -o "$small" --force $progress
 say build/microtome generate "$small" -p 'Why is the sky blue?' -n 60 --temp 0
 printf '\nThe small model: %s (%d bytes; the original has %d)\nThe page:        %s\n' \
   "$small" "$(stat -c %s "$small")" "$(stat -c %s "$model")" ${small%.gguf}.html

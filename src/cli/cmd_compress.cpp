@@ -36,10 +36,8 @@ int run(Context& context, const Options& options) {
                   {"--html", options.no_page ? "" : page},
                   {"--plan", options.plan},
                   {"--db", db_name(settings)}});
-  for (const auto& text : settings.texts)
-    for (const auto& file :
-         {options.output, options.no_page ? std::filesystem::path() : page, options.plan})
-      check_distinct({{"--text", text}, {"an output", file}});
+  check_texts(settings,
+              {options.output, options.no_page ? std::filesystem::path() : page, options.plan});
 
   MemoryWatch memory;
   settings.refine_steps = options.refine_steps.value_or(goal.uniform ? 0 : kRefineByWeights);

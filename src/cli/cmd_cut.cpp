@@ -39,6 +39,7 @@ int run(Context& context, const Options& options) {
                   {"PLAN", options.plan},
                   {"--imatrix", options.imatrix},
                   {"--db", db_name(settings)}});
+  check_texts(settings, {options.output});
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
   if (!options.imatrix.empty() && settings.feedback != Feedback::none)

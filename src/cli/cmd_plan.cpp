@@ -47,8 +47,10 @@ int run(Context& context, const Options& options) {
   settings.aims = false;  // a plan alone is not measured
   for (const auto& file : {options.output, options.tensor_types})
     if (!file.empty()) check_output(file, settings.model, options.force);
-  check_distinct(
-      {{"-o", options.output}, {"--tensor-types", options.tensor_types}, {"--db", settings.db}});
+  check_distinct({{"-o", options.output},
+                  {"--tensor-types", options.tensor_types},
+                  {"--db", db_name(settings)}});
+  check_texts(settings, {options.output, options.tensor_types});
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model(), settings.n_ctx);
   const std::string model = shell_word(settings.model.string()), same = repeated(options.session);

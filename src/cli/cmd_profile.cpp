@@ -19,7 +19,8 @@ struct Options {
 int run(Context& context, const Options& options) {
   SessionSettings settings = options.session.resolved();
   if (!options.imatrix.empty()) check_output(options.imatrix, settings.model, options.force);
-  check_distinct({{"--imatrix", options.imatrix}, {"--db", settings.db}});
+  check_distinct({{"--imatrix", options.imatrix}, {"--db", db_name(settings)}});
+  check_texts(settings, {options.imatrix});
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model(), settings.n_ctx);
   const Problem& problem = session.problem();

@@ -175,6 +175,7 @@ int run_and_report(int argc, char** argv) {
   try {
     return run_program(argc, argv, context);
   } catch (const Interrupted&) {
+    context.note("interrupted; measurements made so far are kept: the same command goes on");
     return exit_interrupted;
   } catch (const Error& e) {
     return fail(context, exit_bad_input, e.what());

@@ -8,7 +8,9 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "file/model_hash.h"
 #include "plan/ask.h"
+#include "text/corpus.h"
 
 namespace mt::cli {
 
@@ -160,15 +162,32 @@ Goal GoalOptions::resolved() const {
   return g;
 }
 
+namespace {
+
+bool is_part_of(const std::filesystem::path& output, const std::filesystem::path& input) {
+  std::error_code none;
+  if (!std::filesystem::exists(input, none)) return false;
+  const auto files = model_files(input);
+  return (std::filesystem::is_directory(input, none) &&
+          std::filesystem::equivalent(std::filesystem::absolute(output).parent_path(), input,
+                                      none)) ||
+         std::any_of(files.begin(), files.end(), [&](const auto& file) {
+           return std::filesystem::equivalent(output, file, none);
+         });
+}
+
+}  // namespace
+
 void check_output(const std::filesystem::path& output, const std::filesystem::path& input,
                   bool force) {
   if (output.empty()) throw_error("-o: the name of the output is empty");
   std::error_code none;
+  if (std::filesystem::equivalent(output, input, none))
+    throw_error("{}: is the input; name another file with -o", output.string());
+  if (std::filesystem::is_symlink(std::filesystem::symlink_status(output, none)))
+    throw_error("{}: is a symbolic link; name the file itself", output.string());
   if (std::filesystem::exists(output, none)) {
-    if (std::filesystem::equivalent(output, input, none))
-      throw_error("{}: is the input; name another file with -o", output.string());
-    if (std::filesystem::is_directory(input, none) &&
-        std::filesystem::equivalent(std::filesystem::absolute(output).parent_path(), input, none))
+    if (is_part_of(output, input))
       throw_error("{}: is part of the input; name another file with -o", output.string());
     if (!std::filesystem::is_regular_file(output, none))
       throw_error("{}: is no regular file; name another with -o", output.string());
@@ -192,6 +211,13 @@ void check_distinct(std::initializer_list<NamedFile> files) {
         throw_error("{}: is named by both {} and {}; name two files", a->path.string(), b->option,
                     a->option);
     }
+}
+
+void check_texts(const SessionSettings& settings,
+                 std::initializer_list<std::filesystem::path> outputs) {
+  for (const auto& text : settings.texts)
+    for (const auto& output : outputs)
+      check_distinct({{"--text", parse_text_source(text).path}, {"an output", output}});
 }
 
 std::filesystem::path db_name(const SessionSettings& settings) {

@@ -51,6 +51,10 @@ struct NamedFile {
 void check_distinct(std::initializer_list<NamedFile> files);
 
 // The database of these settings, or where it will most likely be.
+// Throws Error where an output would take a calibration text's place.
+void check_texts(const SessionSettings& settings,
+                 std::initializer_list<std::filesystem::path> outputs);
+
 std::filesystem::path db_name(const SessionSettings& settings);
 
 // A text file, whole or not at all.

@@ -32,11 +32,12 @@ constexpr const char* kNoHash = "00000000000000000000000000000000000000000000000
 // Bytes of the source's file as GGUF would hold it (a Hugging Face folder has no single file).
 int64_t source_bytes(const TensorFile& file) {
   std::error_code none;
-  const auto size = std::filesystem::is_regular_file(file.path, none)
-                        ? std::filesystem::file_size(file.path, none)
-                        : 0;
-  if (size) return static_cast<int64_t>(size);
   int64_t total = 0;
+  if (std::filesystem::is_regular_file(file.path, none)) {
+    for (const auto& part : model_files(file.path))
+      total += static_cast<int64_t>(std::filesystem::file_size(part));
+    return total;
+  }
   for (const Tensor& t : file.tensors) total += std::ssize(t.data.bytes);
   return total;
 }
@@ -45,6 +46,15 @@ int64_t elements(const Tensor& t) {
   int64_t n = 1;
   for (int64_t d : t.shape) n *= d;
   return n;
+}
+
+// Size and time of writing of every file of a model.
+std::string state_of(const std::filesystem::path& model) {
+  std::string state;
+  for (const auto& file : model_files(model))
+    state += fmt::format("{} {} {}\n", file.string(), std::filesystem::file_size(file),
+                         std::filesystem::last_write_time(file).time_since_epoch().count());
+  return state;
 }
 
 int64_t padded(int64_t bytes) {
@@ -56,6 +66,7 @@ int64_t padded(int64_t bytes) {
 Session::Session(const Runtime& rt, SessionSettings settings)
     : rt_(rt), settings_(std::move(settings)) {
   auto file = std::make_shared<const TensorFile>(open_model_file(settings_.model));
+  source_state_ = state_of(settings_.model);
   sha256_ = mt::model_sha256(settings_.model);
   model_ = std::make_unique<Model>(open_model(file));
   tokenizer_ = Tokenizer::open(*file);
@@ -66,6 +77,15 @@ Session::Session(const Runtime& rt, SessionSettings settings)
   db_ = Measurements::open(settings_.db);
 }
 Session::~Session() = default;
+
+// The files are mapped: what another program writes into them is read as if it were the model.
+void Session::check_unchanged() const {
+  if (state_of(settings_.model) != source_state_)
+    throw_error(
+        "{}: was written to while it was being read: measurements made meanwhile are not of it; "
+        "delete {} and run again",
+        settings_.model.string(), settings_.db.string());
+}
 
 const Calibration& Session::calibration() {
   if (!calibration_)
@@ -138,6 +158,7 @@ const Problem& Session::problem() {
       choice.alternatives.push_back({.label = h.tied_source, .places = h.candidates});
     p.alternatives.push_back(std::move(choice));
   }
+  check_unchanged();
   problem_ = std::move(p);
   return *problem_;
 }
@@ -398,7 +419,8 @@ Comparison Session::measure(const std::string& part, const Windows& windows, con
                             const Model& cut) {
   const std::string metric =
       part + " of plan " +
-      sha256_hex(to_json(plan) + settings_.imatrix.string() +
+      sha256_hex(to_json(plan) +
+                 (settings_.imatrix.empty() ? std::string() : mt::model_sha256(settings_.imatrix)) +
                  (settings_.feedback == Feedback::none
                       ? std::string()
                       : fmt::format("feedback {}", int(settings_.feedback))) +
@@ -488,6 +510,7 @@ int64_t Session::exact_bytes(const Plan& plan) {
 
 void Session::write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
                     const std::optional<Comparison>& proof) {
+  check_unchanged();
   Output output = output_of(*model_, cut, receipt(plan, proof ? &*proof : nullptr));
   write_gguf(path, output.metadata, output.tensors);
   std::error_code none;

@@ -93,6 +93,7 @@ class Session {
   void measure_largest(Report& report, const Model& cut, int64_t n);
 
  private:
+  void check_unchanged() const;
   int64_t steps_of(const Plan& plan) const;  // of refinement
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
@@ -107,7 +108,7 @@ class Session {
 
   const Runtime rt_;
   SessionSettings settings_;
-  std::string sha256_;
+  std::string sha256_, source_state_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Measurements> db_;

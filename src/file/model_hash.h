@@ -1,11 +1,17 @@
 #pragma once
 #include <filesystem>
 #include <string>
+#include <vector>
 
 namespace mt {
 
-// The SHA-256 of a model file; of a folder: of the names and hashes of its .safetensors and .json
-// files in order of name. What measurements and receipts are keyed by. Throws Error.
+// The files that a model's name stands for: itself; every part of a split set; of a Hugging Face
+// folder (or a .safetensors file or index, which are read with what lies beside them) the tensors,
+// configurations and vocabularies, in order of name.
+std::vector<std::filesystem::path> model_files(const std::filesystem::path& path);
+
+// SHA-256: of a single file; of several: of their names and hashes. What measurements and receipts
+// are keyed by. Throws Error.
 std::string model_sha256(const std::filesystem::path& path);
 
 }  // namespace mt

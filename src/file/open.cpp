@@ -1,5 +1,7 @@
 #include "file/open.h"
 
+#include <fstream>
+
 #include "base/error.h"
 #include "file/gguf.h"
 #include "file/hf.h"
@@ -7,8 +9,24 @@
 
 namespace mt {
 
+namespace {
+
+// Files of a cache have other names: the bytes tell.
+bool begins_as_gguf(const std::filesystem::path& path) {
+  std::error_code none;
+  if (!std::filesystem::is_regular_file(path, none)) return false;
+  char magic[4] = {};
+  std::ifstream(path, std::ios::binary).read(magic, sizeof magic);
+  return std::string_view(magic, sizeof magic) == "GGUF";
+}
+
+}  // namespace
+
 TensorFile open_model_file(const std::filesystem::path& path) {
-  if (path.extension() == ".gguf") {
+  std::error_code none;
+  if (!std::filesystem::exists(path, none))
+    throw_error("{}: cannot be opened: No such file or directory", path.string());
+  if (path.extension() == ".gguf" || begins_as_gguf(path)) {
     if (auto split = parse_split_name(path)) return read_split_gguf(*split);
     TensorFile file = read_gguf(path);
     if (file.get_int("split.count").value_or(1) > 1)

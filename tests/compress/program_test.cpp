@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <sqlite3.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
@@ -36,6 +37,8 @@ Words small(Words words) {
   for (const char* w :
        {"--windows", "6", "--proof-windows", "4", "--n-ctx", "40", "--measured", "6"})
     words.push_back(w);
+  if (words[0] == "compress" && std::find(words.begin(), words.end(), "--refine") == words.end())
+    for (const char* w : {"--refine", "0"}) words.push_back(w);
   return words;
 }
 
@@ -615,6 +618,30 @@ TEST_F(CompressProgram, SlowKilledAtAnyMomentItEndsWithTheSameBytes) {
     EXPECT_EQ(bytes_of(folder / (out + ".gguf")), expected);
   }
   EXPECT_GE(killed, 5) << "the moments came too late to prove anything";
+}
+
+TEST_F(CompressProgram, WhatIsReadIsNotWrittenOver) {
+  const std::string m = folder / "m";  // a GGUF by its bytes
+  fs::rename(model, m);
+  test::write_bytes(folder / "t.txt", "words");
+  fs::create_symlink("nowhere", folder / "dangling");
+  const std::string text = folder / "t.txt", link = folder / "dangling";
+  const std::string db = m + ".microtome.db";
+  for (const auto& words :
+       std::vector<Words>{{"compress", m, "--bpw", "6", "-o", link},
+                          {"compress", m, "--bpw", "6", "--text", text + ":0.5", "-o", text},
+                          {"plan", m, "--bpw", "6", "--text", text + ":0.5", "-o", text},
+                          {"plan", m, "--bpw", "6", "-o", db},
+                          {"profile", m, "--imatrix", db},
+                          {"profile", m, "--text", text, "--imatrix", text}}) {
+    Words forced = small(words);
+    forced.push_back("--force");
+    const auto r = run_program(forced);
+    EXPECT_EQ(r.code, 2) << words[0] << r.err;
+    EXPECT_FALSE(fs::exists(db)) << words[0] << r.err;
+  }
+  EXPECT_EQ(bytes_of(folder / "t.txt"), "words");
+  EXPECT_TRUE(fs::is_symlink(folder / "dangling"));
 }
 
 }  // namespace

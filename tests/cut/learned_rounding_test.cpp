@@ -151,6 +151,7 @@ TEST_F(RefineCodesTest, LowersTheLossMoreThanScalesAlone) {
   RefineSettings settings;
   settings.steps = 60;
   settings.step_tokens = 256;
+  settings.rounding_step = 0;
   const Refined scales = refine(rt_, model, cut, windows(model, 1), settings);
   EXPECT_EQ(scales.n_codes, 0);
   settings.rounding_step = 0.01;
