@@ -494,9 +494,26 @@ TEST_F(CompressProgram, SlowARealFolderLosesAsItsFile) {
   const std::string hf = folder / "hf";
   ASSERT_EQ(run_program({"export", source, "-o", hf}).code, 0);
   auto compress = [&](const std::string& from, const std::string& out) {
-    const auto c = run_program({"compress", from, "--size", "75MB", "-o", folder / out, "--db",
-                                folder / (out + ".db"), "--windows", "4", "--proof-windows", "5",
-                                "--n-ctx", "64", "--measured", "4", "--no-html", "--json"});
+    const auto c = run_program({"compress",
+                                from,
+                                "--size",
+                                "75MB",
+                                "-o",
+                                folder / out,
+                                "--db",
+                                folder / (out + ".db"),
+                                "--windows",
+                                "4",
+                                "--proof-windows",
+                                "5",
+                                "--n-ctx",
+                                "64",
+                                "--measured",
+                                "4",
+                                "--refine",
+                                "0",
+                                "--no-html",
+                                "--json"});
     EXPECT_EQ(c.code, 0) << c.err;
     return json::parse(c.out);
   };
@@ -588,7 +605,7 @@ TEST_F(CompressProgram, AFullDiskLeavesNoPartOfAFile) {
 TEST_F(CompressProgram, SlowKilledAtAnyMomentItEndsWithTheSameBytes) {
   auto words = [&](const std::string& out) {
     return small({"compress", model, "--size", "70kB", "-o", folder / (out + ".gguf"), "--db",
-                  folder / (out + ".db"), "--force"});
+                  folder / (out + ".db"), "--force", "--refine", "30"});
   };
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
