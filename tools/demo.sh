@@ -8,7 +8,8 @@ mkdir -p out
 say() { printf '\n$ %s\n' "$*"; "$@"; }
 # Into a file or a pipe, progress is lines.
 [ -t 2 ] && progress= || progress=--progress
-say build/microtome compress "$model" --size 75MB -o "$small" --force $progress
+# Without refinement, which takes two minutes more and lowers the KL by a fifth.
+say build/microtome compress "$model" --size 75MB --refine 0 -o "$small" --force $progress
 say build/microtome generate "$small" -p 'Why is the sky blue?' -n 60 --temp 0
 printf '\nThe small model: %s (%d bytes; the original has %d)\nThe page:        %s\n' \
   "$small" "$(stat -c %s "$small")" "$(stat -c %s "$model")" ${small%.gguf}.html
