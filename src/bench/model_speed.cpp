@@ -44,10 +44,10 @@ SpeedBench::SpeedBench(const Model& model, Path path, int64_t capacity)
     tokens_[i] = static_cast<int32_t>(random_bits(1, 0, i) % static_cast<uint64_t>(model.n_vocab));
 }
 
-void SpeedBench::advance(const Runtime& rt, int64_t n) {
+MatrixBuffer SpeedBench::advance(const Runtime& rt, int64_t n) {
   const auto at = static_cast<size_t>(cache_.length(0));
   const Chunk chunk{.sequence = 0, .tokens = std::span(tokens_).subspan(at, size_t(n))};
-  forward(rt, model_, cache_, {&chunk, 1}, {.path = path_, .tap = {}});
+  return forward(rt, model_, cache_, {&chunk, 1}, {.path = path_, .tap = {}});
 }
 
 double SpeedBench::run(const Runtime& rt, const SpeedTask& task) {
@@ -59,11 +59,8 @@ double SpeedBench::run(const Runtime& rt, const SpeedTask& task) {
   const int64_t step = task.phase == Phase::decode ? 1 : kBatch, end = task.depth + task.tokens;
   const auto start = std::chrono::steady_clock::now();
   while (cache_.length(0) < end) {
-    const auto at = static_cast<size_t>(cache_.length(0));
     const int64_t n = std::min(step, end - cache_.length(0));
-    const Chunk chunk{.sequence = 0, .tokens = std::span(tokens_).subspan(at, size_t(n))};
-    const MatrixBuffer hidden =
-        forward(rt, model_, cache_, {&chunk, 1}, {.path = path_, .tap = {}});
+    const MatrixBuffer hidden = advance(rt, n);
     if (task.phase == Phase::decode || cache_.length(0) == end)
       logits(rt, model_, path_, hidden.view().slice_rows(n - 1, n), row);
   }

@@ -35,7 +35,8 @@ class SpeedBench {
   double run(const Runtime& rt, const SpeedTask& task);
 
  private:
-  void advance(const Runtime& rt, int64_t n);
+  // The hidden states of the next n tokens.
+  MatrixBuffer advance(const Runtime& rt, int64_t n);
   const Model& model_;
   Path path_;
   KvCache cache_;

@@ -105,7 +105,7 @@ Result measure(const Options& o, const Model& model) {
   result.rows = rows_of(o, threads);
   if (result.rows.empty()) throw Error("--prompt 0 and --decode 0 leave nothing to measure");
   result.cost = token_cost(model);
-  const MemoryWatch memory;
+  MemoryWatch memory;
   const int64_t deepest = *std::max_element(o.depths.begin(), o.depths.end());
   SpeedBench bench(model, o.path == "exact" ? Path::exact : Path::fast,
                    deepest + std::max(o.prompt, o.decode));
@@ -131,7 +131,7 @@ Result measure(const Options& o, const Model& model) {
       progress.advance();
     }
   }
-  result.anonymous_peak = const_cast<MemoryWatch&>(memory).peak_bytes();
+  result.anonymous_peak = memory.peak_bytes();
   result.resident_peak = resident_peak();
   // Last: the buffer that is read would count as the model's memory.
   for (int n : threads) {

@@ -31,12 +31,23 @@ void without_final_newlines(std::string& text) {
   while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
 }
 
+std::string read_standard_input() {
+  constexpr size_t kMost = size_t{16} << 20;  // more than any context holds
+  std::string text;
+  for (char part[1 << 16]; std::cin.read(part, sizeof part) || std::cin.gcount() > 0;) {
+    text.append(part, static_cast<size_t>(std::cin.gcount()));
+    if (text.size() > kMost)
+      throw_error("standard input: expected a prompt of at most {} MiB, found more", kMost >> 20);
+  }
+  return text;
+}
+
 std::string read_prompt(const Options& options) {
   std::string text = options.prompt;
   if (!options.file.empty())
     text = read_text_file(options.file);
   else if (!options.has_prompt)
-    text.assign(std::istreambuf_iterator<char>(std::cin), {});
+    text = read_standard_input();
   else
     return text;
   // A text file ends with a newline that is not part of the question.
@@ -148,6 +159,8 @@ int run(Context& context, const Options& options) {
     throw Error("--system needs a model with a chat template, and no --raw");
   std::string text = read_prompt(options);
   if (text.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
+  if (!chats && !options.raw)
+    context.note("the model has no chat template: the prompt is continued as plain text (--raw)");
   if (chats) {
     std::vector<ChatMessage> messages;
     if (!options.system.empty()) messages.push_back({"system", options.system});

@@ -65,6 +65,35 @@ size_t distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
+// Of words that a command's parser refused: the first that is no option of it, "" where all are.
+// A parser without this reads -ngl as -n with the value "gl".
+std::string unknown_option(const CLI::App& command, int argc, char** argv) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options())
+    for (const auto* list : {&option->get_lnames(), &option->get_snames()})
+      for (const std::string& name : *list)
+        names.push_back(std::string(name.size() > 1 ? "--" : "-") + name);
+  for (int i = 1; i < argc; ++i) {
+    std::string_view word = argv[i];
+    word = word.substr(0, word.find('='));
+    if (word == "--") break;
+    const bool is_word =
+        word.size() > 2 && word[0] == '-' &&
+        (word[1] == '-' || (word[1] >= 'a' && word[1] <= 'z' && word[2] >= 'a' && word[2] <= 'z'));
+    if (!is_word || std::find(names.begin(), names.end(), word) != names.end()) continue;
+    const auto far = [&](const std::string& name) {
+      return name.starts_with(word) ? 0 : distance(word, name);
+    };
+    const auto nearest = std::min_element(
+        names.begin(), names.end(),
+        [&](const std::string& a, const std::string& b) { return far(a) < far(b); });
+    const bool near = nearest != names.end() && word[1] == '-' && far(*nearest) <= 2;
+    return fmt::format("unknown option '{}'{}", word.substr(0, 60),
+                       near ? fmt::format("; did you mean '{}'?", *nearest) : "");
+  }
+  return "";
+}
+
 // Of a line on which the parser found no command.
 std::string no_command(int argc, char** argv) {
   std::string list;
@@ -145,12 +174,15 @@ int run_program(int argc, char** argv, Context& context) {
     context.flush();
     return exit_done;
   } catch (const CLI::ParseError& e) {
-    std::string where = "microtome";
+    std::string where = "microtome", what;
     for (const auto& [sub, run] : runs)
-      if (sub->parsed()) where += " " + sub->get_name();
-    const std::string what = where == "microtome" && dynamic_cast<const CLI::RequiredError*>(&e)
-                                 ? no_command(argc, argv)
-                                 : e.what();
+      if (sub->parsed()) {
+        where += " " + sub->get_name();
+        what = unknown_option(*sub, argc, argv);
+      }
+    if (where == "microtome" && dynamic_cast<const CLI::RequiredError*>(&e))
+      what = no_command(argc, argv);
+    if (what.empty()) what = e.what();
     return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", what, where));
   }
   ProgressDraw progress(context.err, context.quiet             ? ProgressDraw::Style::silent

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/files.h"
+#include "flow/json_fields.h"
 #include "measure/self_text.h"
 #include "text/corpus.h"
 
@@ -98,7 +99,7 @@ Calibration read_calibration(const Tokenizer& tokenizer, const CalibrationSettin
   Calibration c;
   for (const auto& text : settings.texts) {
     sources.push_back(parse_text_source(text));
-    c.name += (c.name.empty() ? "" : " + ") + sources.back().path.filename().string();
+    c.name += (c.name.empty() ? "" : " + ") + name_of_file(sources.back().path);
   }
   const auto all = windows_of_files(tokenizer, sources, n.n_ctx);
   // Evenly over the whole text; of the windows taken, the proof's evenly among them.

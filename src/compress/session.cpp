@@ -17,6 +17,7 @@
 #include "compress/corrections.h"
 #include "file/model_hash.h"
 #include "file/open.h"
+#include "flow/json_fields.h"
 #include "measure/moments.h"
 #include "measure/place_loss.h"
 #include "model/open.h"
@@ -101,6 +102,34 @@ const Profile& Session::profile() {
   return *profile_;
 }
 
+// The bytes of all that can be chosen; losses are zero. `as_it_is`: what the source's own formats
+// take.
+Problem Session::unmeasured(const Candidates& candidates, int64_t as_it_is) const {
+  Problem p;
+  for (const Candidate& c : candidates.all) {
+    Place place{.name = c.tensor, .options = {}, .group = -1};
+    for (size_t o = 0; o < c.dtypes.size(); ++o)
+      place.options.push_back(
+          {.dtype = c.dtypes[o],
+           .keep = o == 0,
+           .bytes = padded(c.source.rows * row_bytes(c.dtypes[o], c.source.cols)),
+           .loss = 0});
+    p.places.push_back(std::move(place));
+  }
+  int64_t place_bytes = 0;
+  for (const LinearMap* map : linear_maps(*model_)) place_bytes += padded(map->weight.bytes());
+  // What stays: metadata, directory, norms; and room for the text of the goal and for the padding
+  // that a shorter directory may need.
+  p.fixed_bytes = as_it_is - place_bytes + kGoalBytes;
+  if (!candidates.head_choices.empty()) {
+    Exclusive choice{.name = "head", .alternatives = {}};
+    for (const HeadChoice& h : candidates.head_choices)
+      choice.alternatives.push_back({.label = h.tied_source, .places = h.candidates});
+    p.alternatives.push_back(std::move(choice));
+  }
+  return p;
+}
+
 const Problem& Session::problem() {
   if (problem_) return *problem_;
   candidates_ = find_candidates(*model_, settings_.types, &profile());
@@ -135,29 +164,10 @@ const Problem& Session::problem() {
   correction_ = measure_corrections(rt_, *model_, first_windows(calibration_->windows, 2),
                                     *candidates_, losses_, settings_.n_measured, *db_);
 
-  Problem p;
-  int64_t place_bytes = 0;
-  for (size_t i = 0; i < candidates_->all.size(); ++i) {
-    const Candidate& c = candidates_->all[i];
-    Place place{.name = c.tensor, .options = {}, .group = -1};
-    for (size_t o = 0; o < c.dtypes.size(); ++o)
-      place.options.push_back(
-          {.dtype = c.dtypes[o],
-           .keep = o == 0,
-           .bytes = padded(c.source.rows * row_bytes(c.dtypes[o], c.source.cols)),
-           .loss = losses_[i][o] * correction_[i][o]});
-    p.places.push_back(std::move(place));
-  }
-  for (const LinearMap* map : linear_maps(*model_)) place_bytes += padded(map->weight.bytes());
-  // What stays: metadata, directory, norms; and room for the text of the goal and for the padding
-  // that a shorter directory may need.
-  p.fixed_bytes = exact_bytes({}) - place_bytes + kGoalBytes;
-  if (!candidates_->head_choices.empty()) {
-    Exclusive choice{.name = "head", .alternatives = {}};
-    for (const HeadChoice& h : candidates_->head_choices)
-      choice.alternatives.push_back({.label = h.tied_source, .places = h.candidates});
-    p.alternatives.push_back(std::move(choice));
-  }
+  Problem p = unmeasured(*candidates_, exact_bytes({}));
+  for (size_t i = 0; i < p.places.size(); ++i)
+    for (size_t o = 0; o < p.places[i].options.size(); ++o)
+      p.places[i].options[o].loss = losses_[i][o] * correction_[i][o];
   check_unchanged();
   problem_ = std::move(p);
   return *problem_;
@@ -169,19 +179,19 @@ int64_t Session::n_weights() const {
   return n;
 }
 
-int64_t Session::metadata_bytes() {
-  int64_t n = exact_bytes({});
-  for (const Tensor& t : model_->file->tensors) n -= padded(std::ssize(t.data.bytes));
-  return n;
+// Of a file of `as_it_is` bytes with the source's own formats, what is no tensor.
+int64_t Session::metadata_bytes(int64_t as_it_is) const {
+  for (const Tensor& t : model_->file->tensors) as_it_is -= padded(std::ssize(t.data.bytes));
+  return as_it_is;
 }
 
 std::vector<FrontierPoint> Session::frontier(int points) {
   std::vector<FrontierPoint> curve;
+  const int64_t metadata = metadata_bytes(exact_bytes({}));
   for (const Solution& s : mt::frontier(problem(), points, {}, source_bytes(*model_->file)))
-    curve.push_back(
-        {.bytes = s.bytes,
-         .bits_per_weight = 8.0 * double(s.bytes - metadata_bytes()) / double(n_weights()),
-         .predicted_kl = s.loss});
+    curve.push_back({.bytes = s.bytes,
+                     .bits_per_weight = 8.0 * double(s.bytes - metadata) / double(n_weights()),
+                     .predicted_kl = s.loss});
   return curve;
 }
 
@@ -236,21 +246,35 @@ std::string Session::misfits(const Plan& plan, Dtype dtype) const {
 }
 
 std::optional<int64_t> Session::budget(const Goal& goal) {
-  if (goal.bytes) return goal.bytes;
-  if (!goal.bits_per_weight) return std::nullopt;
-  return metadata_bytes() + static_cast<int64_t>(*goal.bits_per_weight * double(n_weights()) / 8);
+  return budget(goal, goal.bits_per_weight ? metadata_bytes(exact_bytes({})) : 0);
 }
 
-// What to do where nothing is small enough.
-std::string Session::hint(const Goal& goal) {
+std::optional<int64_t> Session::budget(const Goal& goal, int64_t metadata) const {
+  if (goal.bytes) return goal.bytes;
+  if (!goal.bits_per_weight) return std::nullopt;
+  return metadata + static_cast<int64_t>(*goal.bits_per_weight * double(n_weights()) / 8);
+}
+
+// What to do where not even the fewest bytes are small enough.
+std::string Session::hint(const Goal& goal, int64_t fewest, int64_t metadata) const {
   const char last = goal.text.empty() ? ' ' : goal.text.back();
   if (goal.bytes && *goal.bytes < 10'000 && last >= '0' && last <= '9')  // no unit was given
     return fmt::format("did you mean {}MB?", goal.text);
   const std::string wider = "more formats are offered with --types all";
   if (!goal.bits_per_weight) return wider;
-  const double bits =
-      8.0 * double(fewest_bytes(problem()) - metadata_bytes()) / double(n_weights());
+  const double bits = 8.0 * double(fewest - metadata) / double(n_weights());
   return fmt::format("that is --bpw {:.3f}; {}", std::ceil(1000 * bits) / 1000, wider);
+}
+
+void Session::check_reachable(const Goal& goal) const {
+  // With the shortest receipt; kGoalBytes of what is asked may remain unused.
+  const int64_t as_it_is = bytes_with({}, Receipt()) - kGoalBytes;
+  const int64_t metadata = metadata_bytes(as_it_is);
+  const auto bytes = budget(goal, metadata);
+  if (!bytes) return;
+  const Problem p = unmeasured(find_candidates(*model_, settings_.types, nullptr), as_it_is);
+  const int64_t fewest = fewest_bytes(p);
+  if (fewest > *bytes) minimise_loss(p, *bytes, {.hint = hint(goal, fewest, metadata)});
 }
 
 Plan Session::plan(const Goal& goal, double correction) {
@@ -258,9 +282,11 @@ Plan Session::plan(const Goal& goal, double correction) {
                           settings_.types.end())
     throw_error("--type {}: the session was not given this format among its types",
                 name(*goal.uniform));
+  if (!problem_) check_reachable(goal);
   const Problem& p = problem();
+  const int64_t metadata = metadata_bytes(exact_bytes({}));
   SolveSettings settings;
-  settings.hint = hint(goal);
+  settings.hint = hint(goal, fewest_bytes(p), metadata);
   Solution s;
   if (goal.uniform) {
     check_fits(*goal.uniform);
@@ -268,11 +294,11 @@ Plan Session::plan(const Goal& goal, double correction) {
   } else if (goal.max_kl)
     s = minimise_bytes(p, *goal.max_kl / correction, settings);
   else
-    s = minimise_loss(p, budget(goal).value(), settings);
+    s = minimise_loss(p, budget(goal, metadata).value(), settings);
   Plan plan = to_plan(p, s);
   if (goal.uniform) plan.note = misfits(plan, *goal.uniform);
   plan.model_sha256 = sha256_;
-  plan.model_name = settings_.model.filename().string();
+  plan.model_name = name_of_file(settings_.model);
   plan.goal = goal.text;
   if (!s.alternative.empty()) {
     const HeadChoice& h = candidates_->head_choices[static_cast<size_t>(s.alternative[0])];
@@ -473,7 +499,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.calibration = calibration().name;
     r.calibration_sha256 = calibration().sha256;
   } else {  // no text is read or sampled for it
-    r.calibration = settings_.imatrix.filename().string();
+    r.calibration = name_of_file(settings_.imatrix);
     r.calibration_sha256 = mt::model_sha256(settings_.imatrix);
   }
   r.predicted_kl = plan.predicted_kl;
@@ -494,18 +520,22 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   return r;
 }
 
-int64_t Session::exact_bytes(const Plan& plan) {
+int64_t Session::bytes_with(const Plan& plan, const Receipt& receipt) const {
   Model shape = *model_;  // formats only: no bytes are asked for
   if (plan.head == HeadPlan::tied) shape.head.reset();
   for (LinearMap* map : linear_maps(shape))
     for (const Decision& d : plan.decisions)
       if (d.place == map->name) map->weight.dtype = d.chosen.dtype;
+  Output output = output_of(*model_, shape, receipt);
+  return gguf_file_bytes(output.metadata, output.tensors);
+}
+
+int64_t Session::exact_bytes(const Plan& plan) {
   // The figures of a proof take the same bytes whatever they are.
   Comparison proof;
   proof.corpus = proof_name();
   proof.corpus_sha256 = hash_of(calibration().proof);
-  Output output = output_of(*model_, shape, receipt(plan, &proof));
-  return gguf_file_bytes(output.metadata, output.tensors);
+  return bytes_with(plan, receipt(plan, &proof));
 }
 
 void Session::write(const std::filesystem::path& path, const Model& cut, const Plan& plan,

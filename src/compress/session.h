@@ -99,12 +99,16 @@ class Session {
   std::string proof_name();
   std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate
   void check_fits(Dtype dtype) const;
-  std::string hint(const Goal& goal);
+  void check_reachable(const Goal& goal) const;  // throws Error where no format is small enough
+  std::optional<int64_t> budget(const Goal& goal, int64_t metadata) const;
+  std::string hint(const Goal& goal, int64_t fewest, int64_t metadata) const;
+  Problem unmeasured(const Candidates& candidates, int64_t as_it_is) const;
+  int64_t bytes_with(const Plan& plan, const Receipt& receipt) const;
   std::string misfits(const Plan& plan, Dtype dtype) const;
   Comparison measure(const std::string& part, const Windows& windows, const Plan& plan,
                      const Model& cut);
   int64_t n_weights() const;  // of all tensors
-  int64_t metadata_bytes();   // of the file, all that is not tensors
+  int64_t metadata_bytes(int64_t as_it_is) const;
 
   const Runtime rt_;
   SessionSettings settings_;

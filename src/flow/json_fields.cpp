@@ -41,6 +41,11 @@ Json parse_json(const std::string& text, const std::string& path) {
   }
 }
 
+std::string name_of_file(const std::filesystem::path& path) {
+  const Json name = path.filename().string();
+  return Json::parse(name.dump(-1, ' ', false, Json::error_handler_t::replace)).get<std::string>();
+}
+
 std::string describe(const Json& value) {
   if (value.is_object()) return "an object";
   if (value.is_array()) return fmt::format("an array of {}", value.size());

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <filesystem>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -43,6 +44,9 @@ class Fields {
   const Json& object_;
   std::string path_, where_;
 };
+
+// The last part of a path as text: of what is no UTF-8 there, U+FFFD is left.
+std::string name_of_file(const std::filesystem::path& path);
 
 // For messages: what a value is, shortened.
 std::string describe(const Json& value);

@@ -18,97 +18,37 @@ constexpr int kSums = 12;
 // computed once.
 #define MT_OPAQUE(v) __asm__ volatile("" : "+v"(v))
 
-MT_AVX2 int64_t f32_avx2(int64_t rounds) {
-  __m256 sum[kSums], x = _mm256_set1_ps(1.0f);
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) {
-    sum[i] = _mm256_setzero_ps();
-    __asm__ volatile("" : "+x"(sum[i]));
+// A function that takes `next`, an expression of sum[i] and x with `lanes` multiply-adds, kSums
+// times a round.
+#define MT_PEAK(name, isa, vector, ones, lanes, next)  \
+  isa int64_t name(int64_t rounds) {                   \
+    vector sum[kSums] = {};                            \
+    auto x = ones;                                     \
+    MT_UNROLL                                          \
+    for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]); \
+    for (int64_t r = 0; r < rounds; ++r) {             \
+      MT_UNROLL                                        \
+      for (int i = 0; i < kSums; ++i) {                \
+        MT_OPAQUE(x);                                  \
+        sum[i] = next;                                 \
+      }                                                \
+    }                                                  \
+    MT_UNROLL                                          \
+    for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]); \
+    return rounds * kSums * lanes;                     \
   }
-  for (int64_t r = 0; r < rounds; ++r) {
-    __asm__ volatile("" : "+x"(x));
-    MT_UNROLL
-    for (int i = 0; i < kSums; ++i) sum[i] = _mm256_fmadd_ps(x, x, sum[i]);
-  }
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) __asm__ volatile("" : "+x"(sum[i]));
-  return rounds * kSums * 8;
-}
 
-MT_AVX512F int64_t f32_avx512(int64_t rounds) {
-  __m512 sum[kSums], x = _mm512_set1_ps(1.0f);
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) {
-    sum[i] = _mm512_setzero_ps();
-    MT_OPAQUE(sum[i]);
-  }
-  for (int64_t r = 0; r < rounds; ++r) {
-    MT_OPAQUE(x);
-    MT_UNROLL
-    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_fmadd_ps(x, x, sum[i]);
-  }
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]);
-  return rounds * kSums * 16;
-}
-
-MT_AVX512BF16 int64_t bf16_avx512(int64_t rounds) {
-  __m512 sum[kSums];
-  __m512i x = _mm512_set1_epi32(0x3f803f80);
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) {
-    sum[i] = _mm512_setzero_ps();
-    MT_OPAQUE(sum[i]);
-  }
-  for (int64_t r = 0; r < rounds; ++r) {
-    MT_OPAQUE(x);
-    MT_UNROLL
-    for (int i = 0; i < kSums; ++i)
-      sum[i] =
-          _mm512_dpbf16_ps(sum[i], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(x));
-  }
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]);
-  return rounds * kSums * 32;
-}
-
+MT_PEAK(f32_avx2, MT_AVX2, __m256, _mm256_set1_ps(1.0f), 8, _mm256_fmadd_ps(x, x, sum[i]))
+MT_PEAK(f32_avx512, MT_AVX512F, __m512, _mm512_set1_ps(1.0f), 16, _mm512_fmadd_ps(x, x, sum[i]))
+MT_PEAK(bf16_avx512, MT_AVX512BF16, __m512, _mm512_set1_epi32(0x3f803f80), 32,
+        _mm512_dpbf16_ps(sum[i], reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(x)))
 // Without VNNI a product of bytes takes three instructions.
-MT_AVX2 int64_t int8_avx2(int64_t rounds) {
-  __m256i sum[kSums], x = _mm256_set1_epi8(1), one = _mm256_set1_epi16(1);
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) {
-    sum[i] = _mm256_setzero_si256();
-    __asm__ volatile("" : "+x"(sum[i]));
-  }
-  for (int64_t r = 0; r < rounds; ++r) {
-    MT_UNROLL
-    for (int i = 0; i < kSums; ++i) {
-      __asm__ volatile("" : "+x"(x));
-      sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(x, x), one));
-    }
-  }
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) __asm__ volatile("" : "+x"(sum[i]));
-  return rounds * kSums * 32;
-}
+MT_PEAK(int8_avx2, MT_AVX2, __m256i, _mm256_set1_epi8(1), 32,
+        _mm256_add_epi32(sum[i],
+                         _mm256_madd_epi16(_mm256_maddubs_epi16(x, x), _mm256_set1_epi16(1))))
+MT_PEAK(int8_vnni, MT_AVX512, __m512i, _mm512_set1_epi8(1), 64, _mm512_dpbusd_epi32(sum[i], x, x))
 
-MT_AVX512 int64_t int8_vnni(int64_t rounds) {
-  __m512i sum[kSums], x = _mm512_set1_epi8(1);
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) {
-    sum[i] = _mm512_setzero_si512();
-    MT_OPAQUE(sum[i]);
-  }
-  for (int64_t r = 0; r < rounds; ++r) {
-    MT_OPAQUE(x);
-    MT_UNROLL
-    for (int i = 0; i < kSums; ++i) sum[i] = _mm512_dpbusd_epi32(sum[i], x, x);
-  }
-  MT_UNROLL
-  for (int i = 0; i < kSums; ++i) MT_OPAQUE(sum[i]);
-  return rounds * kSums * 64;
-}
-
+#undef MT_PEAK
 #undef MT_OPAQUE
 
 // ---- tiles ----

@@ -79,6 +79,25 @@ TEST(Program, UnknownCommandsAreNamedAndAnsweredWithTheNearest) {
   EXPECT_EQ(run({"help", "plan"}).out, run({"plan", "--help"}).out);
 }
 
+TEST(Program, UnknownOptionsAreNamedAndAnsweredWithTheNearest) {
+  const auto said = [](const std::vector<std::string>& arguments) {
+    Outcome r = run(arguments);
+    EXPECT_EQ(r.code, 2);
+    return r.err;
+  };
+  const std::string model = golden("tiny_llama.gguf");
+  for (const auto& [line, answer] : std::vector<std::pair<std::vector<std::string>, std::string>>{
+           {{"generate", model, "-ngl", "99", "-p", "--raw"}, "unknown option '-ngl' (see"},
+           {{"generate", model, "--tmep=0"}, "unknown option '--tmep'; did you mean '--temp'?"},
+           {{"compress", model, "--refin", "4"}, "'--refin'; did you mean '--refine'?"},
+           {{"eval", model, "--wholly-else"}, "unknown option '--wholly-else' (see"},
+           {{"generate", model, "-n", "many"}, "many"}}) {
+    const std::string text = said(line);
+    EXPECT_NE(text.find(answer), std::string::npos) << text;
+  }
+  EXPECT_EQ(said({"generate", model, "-n", "many"}).find("unknown"), std::string::npos);
+}
+
 TEST(Program, VersionIsANumber) {
   Outcome r = run({"--version"});
   EXPECT_EQ(r.code, 0);

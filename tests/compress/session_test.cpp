@@ -1,6 +1,7 @@
 #include "compress/session.h"
 
 #include <gtest/gtest.h>
+#include <sqlite3.h>
 
 #include <algorithm>
 #include <cmath>
@@ -45,6 +46,35 @@ Goal size_goal(int64_t bytes) {
   goal.bytes = bytes;
   goal.text = "--size " + std::to_string(bytes);
   return goal;
+}
+
+TEST_F(SessionTest, AHopelessGoalIsRefusedBeforeAnythingIsMeasured) {
+  const SessionSettings settings = small(tiny("tiny_llama"));
+  Goal few_bits;
+  few_bits.bits_per_weight = 0.5;
+  few_bits.text = "--bpw 0.5";
+  {
+    Session session(rt, settings);
+    EXPECT_THROW(session.plan(size_goal(10'000)), Error);
+    EXPECT_THROW(session.plan(few_bits), Error);
+  }
+  const auto measured = [&] {
+    sqlite3* handle = nullptr;
+    EXPECT_EQ(sqlite3_open(settings.db.c_str(), &handle), SQLITE_OK);
+    sqlite3_stmt* count = nullptr;
+    sqlite3_prepare_v2(handle, "SELECT count(*) FROM measurement", -1, &count, nullptr);
+    EXPECT_EQ(sqlite3_step(count), SQLITE_ROW);
+    const int64_t rows = sqlite3_column_int64(count, 0);
+    sqlite3_finalize(count);
+    sqlite3_close(handle);
+    return rows;
+  };
+  EXPECT_EQ(measured(), 0);
+  {
+    Session session(rt, settings);
+    session.plan(size_goal(100'000));
+  }
+  EXPECT_GT(measured(), 0);
 }
 
 TEST_F(SessionTest, PlansStayInTheirBudgetAndTheFileHasExactlyThePlannedBytes) {
