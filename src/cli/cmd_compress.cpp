@@ -97,12 +97,8 @@ Run add(CLI::App& app) {
       ->type_name("FILE");
   app.add_flag("--no-html", options->no_page, "Write no HTML page");
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
-  app.add_option("--refine", options->refine_steps,
-                 "Steps of gradient descent on scales, norms and codes of few bits after the cut "
-                 "(default: 80, fewer for models of more than 500 million weights, none with "
-                 "--type)")
-      ->check(within<int64_t>(0, 1 << 20))
-      ->type_name("N");
+  declare_refine(app, options->refine_steps,
+                 "80, fewer for models of more than 500 million weights, none with --type");
   app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")
       ->check(within(0, 200))
       ->type_name("N");

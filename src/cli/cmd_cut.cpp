@@ -14,6 +14,7 @@ struct Options {
   std::filesystem::path plan, output;
   std::string imatrix;
   bool force = false, no_proof = false;
+  std::optional<int64_t> refine_steps;
 };
 
 // A plan made for the goal keeps it; one that was edited may not.
@@ -45,6 +46,9 @@ int run(Context& context, const Options& options) {
   if (!options.imatrix.empty() && settings.feedback != Feedback::none)
     throw_error(
         "--feedback: an importance matrix does not hold what it needs; give --text instead");
+  settings.refine_steps = options.refine_steps.value_or(0);
+  if (!options.imatrix.empty() && settings.refine_steps > 0)
+    throw_error("--refine: needs text, which an importance matrix is not; give --text instead");
   for (const Decision& d : plan.decisions)  // those that an edit may have brought in
     if (std::find(settings.types.begin(), settings.types.end(), d.chosen.dtype) ==
         settings.types.end())
@@ -61,7 +65,7 @@ int run(Context& context, const Options& options) {
         "there are no predictions in the database: the plan's own stand in the receipt, made "
         "again or not where it was edited");
   if (edits.places > 0) warn_of_missed_goal(context, session, goal, plan);
-  Model cut = session.cut(plan);
+  const Model cut = session.refine(plan, session.cut(plan)).model;
   std::optional<Comparison> proof;
   if (!options.no_proof) proof = session.prove(plan, cut);
   check_output(options.output, settings.model, options.force);
@@ -105,6 +109,7 @@ Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
   declare_feedback(app, options->session.settings.feedback);
+  declare_refine(app, options->refine_steps, "0");
   app.add_option("PLAN", options->plan, "A plan as 'microtome plan' writes it")->required();
   app.add_option("-o,--output", options->output, "The GGUF file to write")
       ->required()
@@ -124,6 +129,7 @@ const Command cut_command = {
     .summary = "Carry out a plan: write the smaller file",
     .examples =
         "microtome cut model.gguf plan.json -o small.gguf\n"
+        "microtome cut model.gguf plan.json --refine 80 -o small.gguf\n"
         "microtome cut model.gguf plan.json --imatrix model.imatrix.gguf --no-proof -o small.gguf",
     .add = add};
 

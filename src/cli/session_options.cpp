@@ -72,6 +72,15 @@ void declare_feedback(CLI::App& app, Feedback& feedback) {
       ->type_name("HOW");
 }
 
+void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise) {
+  app.add_option("--refine", steps,
+                 fmt::format("Steps of gradient descent on scales, norms and codes of few bits "
+                             "after the cut (default: {})",
+                             otherwise))
+      ->check(within<int64_t>(0, 1 << 20))
+      ->type_name("N");
+}
+
 SessionSettings SessionOptions::resolved(const Goal* goal) const {
   SessionSettings s = settings;
   s.types = parse_types(types);

@@ -17,6 +17,7 @@ struct SessionOptions {
 
 // Of the commands that round weights.
 void declare_feedback(CLI::App& app, Feedback& feedback);
+void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise);
 
 // The options among these that another command needs to find the same measurements: " --text
 // a.txt".

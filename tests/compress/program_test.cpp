@@ -282,6 +282,20 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
 }
 
+TEST_F(CompressProgram, APlanCarriedOutAgainMakesTheSameFile) {
+  for (const std::string steps : {"0", "6"}) {
+    SCOPED_TRACE(steps);
+    auto r = run_program(small({"compress", model, "--size", "75kB", "-o", folder / "one.gguf",
+                                "--refine", steps, "--plan", folder / "plan.json", "--force"}));
+    ASSERT_EQ(r.code, 0) << r.err;
+    r = run_program(small({"cut", model, folder / "plan.json", "-o", folder / "two.gguf",
+                           "--refine", steps, "--force"}));
+    ASSERT_EQ(r.code, 0) << r.err;
+    EXPECT_TRUE(bytes_of(folder / "one.gguf") == bytes_of(folder / "two.gguf"));
+  }
+  EXPECT_EQ(read_gguf(folder / "two.gguf").need_int("microtome.refine.steps"), 6);
+}
+
 TEST_F(CompressProgram, AGoalThatCannotBeReachedIsExplained) {
   const auto plan = [&](const Words& goal) {
     Words words = small({"plan", model, "--types", "Q4_0,Q8_0"});
