@@ -179,7 +179,7 @@ def accept(name, options, peers):
     def logits():
         result = {}
         vocabulary = None
-        for label, model in (("F32", base), (sizes[-1], files[-1])):
+        for label, model in [("F32", base), *zip(sizes, files)]:
             a, b = folder / "engine.f32", folder / "ours.f32"
             d = python("logits.py", "dump", model, "--text", options.text, "--windows", 1, "-o", a)
             vocabulary = d["n_vocab"]
@@ -199,10 +199,11 @@ def accept(name, options, peers):
     bound = 0.1 if name == "gemma" else 1e-3
     check(f"{name} exact logits", distance["F32"]["max_abs"] < bound,
           f"apart by {distance['F32']['max_abs']:.6f} at most, rms {distance['F32']['rms']:.6f}")
-    quantised = distance[sizes[-1]]
-    check(f"{name} {sizes[-1]} logits", quantised["kl_mean"] < 0.02,
-          f"apart by {quantised['max_abs']:.3f} at most, KL {quantised['kl_mean']:.5f}: the engine's "
-          "own rounding of activations")
+    for size in sizes:
+        quantised = distance[size]
+        check(f"{name} {size} logits", quantised["kl_mean"] < 0.02,
+              f"apart by {quantised['max_abs']:.3f} at most, KL {quantised['kl_mean']:.5f}: the "
+              "engine's own rounding of activations")
 
     if options.second_opinion:
         try:
