@@ -5,7 +5,7 @@
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 
 all: build/build.ninja
-	ninja -C build
+	ninja -C build microtome
 
 build/build.ninja:
 	@tools/setup.sh tools/packages.txt

@@ -60,10 +60,11 @@ void check_command(const std::string& command) {
 }
 
 double tokens_a_second(const std::string& output) {
-  const size_t open = output.find('['), close = output.rfind(']');
+  const size_t open = output.find_first_of("[{"), close = output.find_last_of("]}");
   if (open == output.npos || close == output.npos || close < open) return 0;
-  const auto list =
+  auto list =
       nlohmann::json::parse(output.substr(open, close + 1 - open), nullptr, /*exceptions=*/false);
+  if (list.is_object()) list = nlohmann::json::array({list});
   if (!list.is_array()) return 0;
   double rate = 0;
   for (const auto& one : list)

@@ -242,6 +242,11 @@ void show(Context& context, const Options& o, const Result& r) {
     table.row(std::move(cells));
   }
   context.print(table.text(width, context.out.colour));
+  if (std::any_of(r.rows.begin(), r.rows.end(), [&](const Row& row) {
+        return row.task.phase == Phase::decode && share_of_bound(r, row) > 1;
+      }))
+    context.note(
+        "above 100 %: the weights stay in the processor's caches, and the bound is main memory's");
   if (whole_process)
     context.note("the other program printed no rate: its tokens are divided by its whole run");
 }
@@ -249,6 +254,9 @@ void show(Context& context, const Options& o, const Result& r) {
 int run(Context& context, const Options& o) {
   if (!o.against.empty()) check_command(o.against);
   const Model model = open_model(o.model);
+  warn_beyond_training(
+      context, model,
+      *std::max_element(o.depths.begin(), o.depths.end()) + std::max(o.prompt, o.decode));
   const Result result = measure(o, model);
   if (context.json)
     context.print_json(to_json(o, model, result));

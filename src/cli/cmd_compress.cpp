@@ -6,6 +6,7 @@
 #include "cli/session_options.h"
 #include "compress/carry_out.h"
 #include "file/model_hash.h"
+#include "report/format.h"
 #include "report/html.h"
 #include "report/report_json.h"
 #include "report/terminal.h"
@@ -21,6 +22,15 @@ struct Options {
   int frontier = 12;
   std::optional<int64_t> refine_steps;
 };
+
+// Why a plan does not take more bytes.
+std::string step_up(const Plan& plan) {
+  int64_t least = INT64_MAX;
+  for (const Decision& d : plan.decisions)
+    if (d.dearer) least = std::min(least, d.dearer->bytes - d.chosen.bytes);
+  if (least == INT64_MAX) return "no format on offer loses less";
+  return fmt::format("the smallest step to a format that loses less takes {}", grouped(least));
+}
 
 int run(Context& context, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
@@ -59,6 +69,10 @@ int run(Context& context, const Options& options) {
   if (std::all_of(plan.decisions.begin(), plan.decisions.end(),
                   [](const Decision& d) { return d.chosen.keep; }))
     report.notes.push_back("the source is within the goal already: every tensor is kept as it is");
+  else if (const auto budget = session.budget(goal);
+           budget && plan.predicted_bytes < *budget - *budget / 50)
+    report.notes.push_back(fmt::format("{} bytes of those asked for are left: {}",
+                                       grouped(*budget - plan.predicted_bytes), step_up(plan)));
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.peak_memory_bytes = memory.peak_bytes();
   if (!options.no_page) {

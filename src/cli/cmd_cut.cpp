@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/session_options.h"
+#include "compress/carry_out.h"
 #include "file/model_hash.h"
 #include "report/format.h"
 
@@ -65,26 +66,46 @@ int run(Context& context, const Options& options) {
         "there are no predictions in the database: the plan's own stand in the receipt, made "
         "again or not where it was edited");
   if (edits.places > 0) warn_of_missed_goal(context, session, goal, plan);
-  const Model cut = session.refine(plan, session.cut(plan)).model;
+  if (settings.imatrix.empty() && !plan.calibration_sha256.empty() &&
+      plan.calibration_sha256 != session.calibration().sha256)
+    context.note(fmt::format(
+        "the plan was made with other calibration text ({}) than this run rounds and proves with "
+        "({}): its losses are not this text's; the same --text, --windows, --n-ctx and --seed make "
+        "them so",
+        printable(plan.calibration), printable(session.calibration().name)));
+  Result result{.plan = std::move(plan), .cut = {}, .refined = {}, .proof = {}, .notes = {}};
+  result.cut = session.cut(result.plan);
   std::optional<Comparison> proof;
-  if (!options.no_proof) proof = session.prove(plan, cut);
+  if (options.no_proof) {
+    result.refined = session.refine(result.plan, result.cut).model;
+  } else {
+    refine_and_prove(session, result);
+    proof = result.proof;
+  }
+  for (const std::string& note : result.notes) context.note(note);
+  plan = std::move(result.plan);
   check_output(options.output, settings.model, options.force);
-  session.write(options.output, cut, plan, proof);
+  session.write(options.output, result.refined, plan, proof);
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(options.output));
+  const bool holds = !goal.max_kl || !proof || proof->kl_mean.value <= *goal.max_kl;
+  const int code = holds ? exit_done : exit_check_failed;
+  if (!holds)
+    context.note(fmt::format("the plan's bound does not hold: measured {:.4g}, asked {:.4g}",
+                             proof->kl_mean.value, *goal.max_kl));
   if (context.json) {
-    Json result = {{"output", options.output.string()},
-                   {"bytes", bytes},
-                   {"sha256", mt::model_sha256(options.output)},
-                   {"predicted_kl", plan.predicted_kl}};
-    result["places_edited"] = edits.places;
-    if (edits.predictions) result["places_predicted_again"] = edits.predicted_again;
+    Json json = {{"output", options.output.string()},
+                 {"bytes", bytes},
+                 {"sha256", mt::model_sha256(options.output)},
+                 {"predicted_kl", plan.predicted_kl}};
+    json["places_edited"] = edits.places;
+    if (edits.predictions) json["places_predicted_again"] = edits.predicted_again;
     if (proof)
-      result["measured"] = {{"kl_mean", proof->kl_mean.value},
-                            {"kl_low", proof->kl_mean.low},
-                            {"kl_high", proof->kl_mean.high},
-                            {"same_top", proof->same_top.value}};
-    context.print_json(result);
-    return exit_done;
+      json["measured"] = {{"kl_mean", proof->kl_mean.value},
+                          {"kl_low", proof->kl_mean.low},
+                          {"kl_high", proof->kl_mean.high},
+                          {"same_top", proof->same_top.value}};
+    context.print_json(json);
+    return code;
   }
   context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
   if (edits.places > 0)
@@ -102,7 +123,7 @@ int run(Context& context, const Options& options) {
                               readable_share(proof->same_top.value)));
   context.suggest(
       fmt::format("microtome generate {} -p '...'", shell_word(options.output.string())));
-  return exit_done;
+  return code;
 }
 
 Run add(CLI::App& app) {

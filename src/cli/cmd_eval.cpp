@@ -33,11 +33,13 @@ void check_same_tokens(const Model& model, const Model& base) {
                 base.file->path);
 }
 
-Json to_json(const Estimate& e) {
-  return {{"value", e.value}, {"low", e.low}, {"high", e.high}};
-}
-
 Json to_json(const Comparison& c, bool against) {
+  const auto estimate = [&](const Estimate& e) {  // an interval only where it holds
+    const bool holds = c.intervals_hold();
+    return Json{{"value", e.value},
+                {"low", holds ? Json(e.low) : Json()},
+                {"high", holds ? Json(e.high) : Json()}};
+  };
   Json out = {{"corpus", c.corpus},
               {"corpus_sha256", c.corpus_sha256},
               {"n_ctx", c.n_ctx},
@@ -45,17 +47,17 @@ Json to_json(const Comparison& c, bool against) {
               {"tokens", c.n_tokens},
               {"path", c.path},
               {"intervals_hold", c.intervals_hold()},
-              {"perplexity", to_json(c.perplexity)}};
+              {"perplexity", estimate(c.perplexity)}};
   out["perplexity"]["standard_error"] = c.perplexity_se;
   if (!against) return out;
-  out["base_perplexity"] = to_json(c.base_perplexity);
+  out["base_perplexity"] = estimate(c.base_perplexity);
   out["base_perplexity"]["standard_error"] = c.base_perplexity_se;
-  out["kl"] = {{"mean", to_json(c.kl_mean)}, {"median", to_json(c.kl_median)},
-               {"p90", to_json(c.kl_p90)},   {"p99", to_json(c.kl_p99)},
-               {"p999", to_json(c.kl_p999)}, {"max", to_json(c.kl_max)}};
+  out["kl"] = {{"mean", estimate(c.kl_mean)}, {"median", estimate(c.kl_median)},
+               {"p90", estimate(c.kl_p90)},   {"p99", estimate(c.kl_p99)},
+               {"p999", estimate(c.kl_p999)}, {"max", estimate(c.kl_max)}};
   out["kl"]["mean"]["standard_error"] = c.kl_se;
-  out["same_top"] = to_json(c.same_top);
-  out["delta_p"] = {{"mean", to_json(c.dp_mean)}, {"rms", to_json(c.dp_rms)}};
+  out["same_top"] = estimate(c.same_top);
+  out["delta_p"] = {{"mean", estimate(c.dp_mean)}, {"rms", estimate(c.dp_rms)}};
   return out;
 }
 

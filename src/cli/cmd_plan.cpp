@@ -42,7 +42,12 @@ void show_frontier(Context& context, Session& session, int points) {
 
 int run(Context& context, const Options& options) {
   std::optional<Goal> goal;
-  if (options.frontier == 0) goal = options.goal.resolved();
+  if (options.frontier == 0)
+    goal = options.goal.resolved();
+  else if (!options.output.empty() || !options.tensor_types.empty() || options.goal.given())
+    throw_error(
+        "--frontier shows many sizes at once: it takes no goal, no -o and no --tensor-types; for a "
+        "file use --json > FILE");
   SessionSettings settings = options.session.resolved(goal ? &*goal : nullptr);
   settings.aims = false;  // a plan alone is not measured
   for (const auto& file : {options.output, options.tensor_types})
@@ -67,6 +72,8 @@ int run(Context& context, const Options& options) {
     context.print(to_json(plan) + "\n");
     return exit_done;
   }
+  if (goal->max_kl)
+    context.note("by prediction alone; compress measures, and plans again where that misses");
   context.print(fmt::format(
       "{}: {} bytes, predicted KL {} nats a token{}\n{}plan: {}\n", printable(plan.goal),
       grouped(plan.predicted_bytes), readable_number(plan.predicted_kl),

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <new>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -214,6 +215,9 @@ int run_and_report(int argc, char** argv) {
   } catch (const std::filesystem::filesystem_error& e) {
     return fail(context, exit_bad_input,
                 fmt::format("{}: {}", e.path1().string(), e.code().message()));
+  } catch (const std::system_error& e) {
+    return fail(context, exit_bad_input,
+                fmt::format("the system refused: {}; try fewer --threads", e.code().message()));
   } catch (const std::bad_alloc&) {
     return fail(context, exit_bad_input,
                 "not enough memory for this model or setting; try a smaller --ctx or --n-ctx, or a "

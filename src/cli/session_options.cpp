@@ -146,6 +146,10 @@ void GoalOptions::declare(CLI::App& app) {
                     ->type_name("TYPE");
 }
 
+bool GoalOptions::given() const {
+  return size_option->count() + bpw_option->count() + kl_option->count() + type_option->count() > 0;
+}
+
 Goal GoalOptions::resolved() const {
   Goal g;
   int n = 0;

@@ -35,6 +35,7 @@ struct GoalOptions {
   CLI::Option* kl_option = nullptr;
   CLI::Option* type_option = nullptr;
   void declare(CLI::App& app);
+  bool given() const;
   // Throws Error unless exactly one goal is given.
   Goal resolved() const;
 };

@@ -64,7 +64,7 @@ Calibration sample_calibration(const std::string& model_sha256, const Calibratio
                                Counts n, Measurements& db, const Sampler& sample) {
   const std::string what = fmt::format("sampled from the model: seed {}, {} sequences of {} tokens",
                                        settings.seed, n.windows + n.proof, n.n_ctx);
-  Calibration c{.name = "sampled from the model",
+  Calibration c{.name = calibration_name(settings),
                 .sha256 = sha256_hex(what),
                 .windows = {},
                 .proof = {},
@@ -97,10 +97,8 @@ Calibration read_calibration(const Tokenizer& tokenizer, const CalibrationSettin
                              Counts n) {
   std::vector<TextSource> sources;
   Calibration c;
-  for (const auto& text : settings.texts) {
-    sources.push_back(parse_text_source(text));
-    c.name += (c.name.empty() ? "" : " + ") + name_of_file(sources.back().path);
-  }
+  c.name = calibration_name(settings);
+  for (const auto& text : settings.texts) sources.push_back(parse_text_source(text));
   const auto all = windows_of_files(tokenizer, sources, n.n_ctx);
   // Evenly over the whole text; of the windows taken, the proof's evenly among them.
   const int64_t taken = std::min(all.count(), n.windows + n.proof);
@@ -149,6 +147,14 @@ Calibration read_calibration(const Tokenizer& tokenizer, const CalibrationSettin
 }
 
 }  // namespace
+
+std::string calibration_name(const CalibrationSettings& settings) {
+  if (settings.texts.empty()) return "sampled from the model";
+  std::string names;
+  for (const auto& text : settings.texts)
+    names += (names.empty() ? "" : " + ") + name_of_file(parse_text_source(text).path);
+  return names;
+}
 
 Calibration make_calibration(const Runtime& rt, const Model& model, const std::string& model_sha256,
                              const Tokenizer& tokenizer, const CalibrationSettings& settings,

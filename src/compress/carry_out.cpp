@@ -56,7 +56,8 @@ class Search {
     }
     // Between a plan that fits and one that does not: a straight line in logarithms.
     const double low = std::log(fits->target), high = std::log(misses->target);
-    const double from = std::log(fits->measured), to = std::log(misses->measured);
+    const double from = std::log(std::max(fits->measured, 1e-12));
+    const double to = std::log(std::max(misses->measured, 1e-12));
     const double share = to > from ? (std::log(aim) - from) / (to - from) : 0.5;
     return std::exp(low + std::clamp(share, 0.1, 0.9) * (high - low));
   }
@@ -84,7 +85,7 @@ class Search {
     Trial t{.plan = std::move(plan), .target = target, .predicted = 0, .measured = 0};
     t.predicted = std::max(t.plan.predicted_kl / correction, 1e-12);
     const Model cut = session_.cut(t.plan);
-    t.measured = session_.aim(t.plan, session_.refine(t.plan, cut).model).kl_mean.value;
+    t.measured = session_.aim(session_.refine(t.plan, cut).model).kl_mean.value;
     notes_.push_back(fmt::format(
         "plan {}: {} bytes, predicted KL {:.4g}, measured {:.4g} on {}; {}", trials_.size() + 1,
         t.plan.predicted_bytes, t.plan.predicted_kl, t.measured, session_.calibration().aim_name,
@@ -119,17 +120,33 @@ class Search {
 
 void finish(Session& session, Result& result) {
   result.cut = session.cut(result.plan);
-  Refined r = session.refine(result.plan, result.cut);
-  if (!r.losses.empty())
-    result.notes.push_back(fmt::format(
-        "refined: {} steps on {} scales, {} norm gains and {} codes; mean KL on calibration text "
-        "{:.4f} over the first tenth of the steps, {:.4f} over the last",
-        r.losses.size(), r.n_scales, r.n_norms, r.n_codes, r.first_loss(), r.last_loss()));
-  result.refined = std::move(r.model);
-  result.proof = session.prove(result.plan, result.refined);
+  refine_and_prove(session, result);
 }
 
 }  // namespace
+
+void refine_and_prove(Session& session, Result& result) {
+  Refined r = session.refine(result.plan, result.cut);
+  result.refined = std::move(r.model);
+  result.proof = session.prove(result.refined);
+  if (r.losses.empty()) return;
+  const Comparison before = session.prove(result.cut);
+  const std::string found = fmt::format(
+      "{} steps on {} scales, {} norm gains and {} codes: mean KL {:.4g} before and {:.4g} after, "
+      "on the text of the proof; on its own text {:.4g} over the first tenth of the steps, {:.4g} "
+      "over the last",
+      r.losses.size(), r.n_scales, r.n_norms, r.n_codes, before.kl_mean.value,
+      result.proof.kl_mean.value, r.first_loss(), r.last_loss());
+  if (result.proof.kl_mean.value <= before.kl_mean.value) {
+    result.notes.push_back("refined: " + found);
+    return;
+  }
+  result.notes.push_back("refinement did not help and is left out: " + found);
+  session.stop_refining();
+  result.plan.predicted_bytes = session.exact_bytes(result.plan);
+  result.refined = result.cut;
+  result.proof = before;
+}
 
 Result carry_out(Session& session, const Goal& goal,
                  const std::function<void(const std::string&)>& say) {

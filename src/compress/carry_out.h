@@ -24,4 +24,9 @@ struct Result {
 Result carry_out(Session& session, const Goal& goal,
                  const std::function<void(const std::string&)>& say);
 
+// Of a result that has its plan and its cut: refines it where the session refines, and proves it. A
+// refined model that loses more on the windows set aside than the cut is dropped, and the notes say
+// so.
+void refine_and_prove(Session& session, Result& result);
+
 }  // namespace mt

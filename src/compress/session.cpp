@@ -15,6 +15,7 @@
 #include "base/progress.h"
 #include "base/version.h"
 #include "compress/corrections.h"
+#include "cut/refine_state.h"
 #include "file/model_hash.h"
 #include "file/open.h"
 #include "flow/json_fields.h"
@@ -260,15 +261,20 @@ std::string Session::hint(const Goal& goal, int64_t fewest, int64_t metadata) co
   const char last = goal.text.empty() ? ' ' : goal.text.back();
   if (goal.bytes && *goal.bytes < 10'000 && last >= '0' && last <= '9')  // no unit was given
     return fmt::format("did you mean {}MB?", goal.text);
-  const std::string wider = "more formats are offered with --types all";
+  const auto& types = settings_.types;
+  const bool all = std::all_of(all_dtypes().begin(), all_dtypes().end(), [&](const DtypeInfo& d) {
+    return !d.encodes ||
+           std::find(types.begin(), types.end(), *dtype_from_name(d.name)) != types.end();
+  });
+  const std::string wider = all ? "" : "more formats are offered with --types all";
   if (!goal.bits_per_weight) return wider;
   const double bits = 8.0 * double(fewest - metadata) / double(n_weights());
-  return fmt::format("that is --bpw {:.3f}; {}", std::ceil(1000 * bits) / 1000, wider);
+  return fmt::format("that is --bpw {:.3f}{}{}", std::ceil(1000 * bits) / 1000, all ? "" : "; ",
+                     wider);
 }
 
-void Session::check_reachable(const Goal& goal) const {
-  // With the shortest receipt; kGoalBytes of what is asked may remain unused.
-  const int64_t as_it_is = bytes_with({}, Receipt()) - kGoalBytes;
+void Session::check_reachable(const Goal& goal) {
+  const int64_t as_it_is = exact_bytes({});
   const int64_t metadata = metadata_bytes(as_it_is);
   const auto bytes = budget(goal, metadata);
   if (!bytes) return;
@@ -300,6 +306,8 @@ Plan Session::plan(const Goal& goal, double correction) {
   plan.model_sha256 = sha256_;
   plan.model_name = name_of_file(settings_.model);
   plan.goal = goal.text;
+  plan.calibration = calibration_->name;
+  plan.calibration_sha256 = calibration_->sha256;
   if (!s.alternative.empty()) {
     const HeadChoice& h = candidates_->head_choices[static_cast<size_t>(s.alternative[0])];
     if (!h.tied_source.empty()) {
@@ -441,16 +449,9 @@ Refined Session::refine(const Plan& plan, const Model& cut) {
   return refined;
 }
 
-Comparison Session::measure(const std::string& part, const Windows& windows, const Plan& plan,
-                            const Model& cut) {
-  const std::string metric =
-      part + " of plan " +
-      sha256_hex(to_json(plan) +
-                 (settings_.imatrix.empty() ? std::string() : mt::model_sha256(settings_.imatrix)) +
-                 (settings_.feedback == Feedback::none
-                      ? std::string()
-                      : fmt::format("feedback {}", int(settings_.feedback))) +
-                 (steps_of(plan) > 0 ? fmt::format("refined {}", steps_of(plan)) : std::string()));
+Comparison Session::measure(const std::string& part, const Windows& windows, const Model& cut) {
+  // By the weights themselves: plans, texts and settings may differ and make the same ones.
+  const std::string metric = part + " of " + content_hash(cut);
   auto place = [&](int64_t window) { return fmt::format("{} window {}", part, window); };
   EvalOptions options;
   options.label = part == "proof" ? "proving" : "measuring the plan";
@@ -470,22 +471,22 @@ Comparison Session::measure(const std::string& part, const Windows& windows, con
   return compare(rt_, *model_, cut, windows, options);
 }
 
-Comparison Session::prove(const Plan& plan, const Model& cut) {
-  Comparison c = measure("proof", calibration().proof, plan, cut);
+Comparison Session::prove(const Model& cut) {
+  Comparison c = measure("proof", calibration().proof, cut);
   c.corpus = proof_name();
   c.corpus_sha256 = hash_of(calibration_->proof);
   return c;
 }
 
-Comparison Session::aim(const Plan& plan, const Model& cut) {
-  Comparison c = measure("aim", calibration().aim, plan, cut);
+Comparison Session::aim(const Model& cut) {
+  Comparison c = measure("aim", calibration().aim, cut);
   c.corpus = calibration_->aim_name;
   c.corpus_sha256 = hash_of(calibration_->aim);
   return c;
 }
 
 std::string Session::proof_name() {
-  return (settings_.texts.empty() ? "text " : "") + calibration().name + " (held out)";
+  return (settings_.texts.empty() ? "text " : "") + calibration_name(settings_) + " (held out)";
 }
 
 Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
@@ -496,8 +497,8 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.aimed_on = plan.aimed_on;
   r.plan_sha256 = plan.decisions.empty() ? kNoHash : sha256_hex(to_json(plan));
   if (settings_.imatrix.empty()) {
-    r.calibration = calibration().name;
-    r.calibration_sha256 = calibration().sha256;
+    r.calibration = calibration_name(settings_);
+    r.calibration_sha256 = calibration_ ? calibration_->sha256 : kNoHash;
   } else {  // no text is read or sampled for it
     r.calibration = name_of_file(settings_.imatrix);
     r.calibration_sha256 = mt::model_sha256(settings_.imatrix);
@@ -534,7 +535,7 @@ int64_t Session::exact_bytes(const Plan& plan) {
   // The figures of a proof take the same bytes whatever they are.
   Comparison proof;
   proof.corpus = proof_name();
-  proof.corpus_sha256 = hash_of(calibration().proof);
+  proof.corpus_sha256 = kNoHash;
   return bytes_with(plan, receipt(plan, &proof));
 }
 
@@ -583,8 +584,7 @@ Report Session::report(const Plan& plan, const Model& cut, const Comparison& pro
                         .n_weights = now.rows * now.cols,
                         .bytes_from = old.bytes(),
                         .bytes_to = now.bytes(),
-                        .predicted_kl = d.chosen.loss,
-                        .measured_kl = -1});
+                        .predicted_kl = d.chosen.loss});
   }
   // All tensors count, norms too; against the same number of weights, so that a head which is
   // shared saves all of its bits.

@@ -80,10 +80,12 @@ class Session {
   // proof does not see; the cut itself where the steps are 0 or the plan keeps all. Its state lies
   // beside the database until write().
   Refined refine(const Plan& plan, const Model& cut);
-  // On the windows set aside. Window by window in the database, under the plan's hash.
-  Comparison prove(const Plan& plan, const Model& cut);
+  // No refinement from here on: it did not help.
+  void stop_refining() { settings_.refine_steps = 0; }
+  // On the windows set aside. Window by window in the database, under the hash of the weights.
+  Comparison prove(const Model& cut);
   // The same on the windows that a plan for a KL is made against: they prove nothing.
-  Comparison aim(const Plan& plan, const Model& cut);
+  Comparison aim(const Model& cut);
   // Bytes of the file that write() makes of this plan and a proof; without one it is smaller.
   int64_t exact_bytes(const Plan& plan);
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
@@ -99,14 +101,13 @@ class Session {
   std::string proof_name();
   std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate
   void check_fits(Dtype dtype) const;
-  void check_reachable(const Goal& goal) const;  // throws Error where no format is small enough
+  void check_reachable(const Goal& goal);  // throws Error where no format is small enough
   std::optional<int64_t> budget(const Goal& goal, int64_t metadata) const;
   std::string hint(const Goal& goal, int64_t fewest, int64_t metadata) const;
   Problem unmeasured(const Candidates& candidates, int64_t as_it_is) const;
   int64_t bytes_with(const Plan& plan, const Receipt& receipt) const;
   std::string misfits(const Plan& plan, Dtype dtype) const;
-  Comparison measure(const std::string& part, const Windows& windows, const Plan& plan,
-                     const Model& cut);
+  Comparison measure(const std::string& part, const Windows& windows, const Model& cut);
   int64_t n_weights() const;  // of all tensors
   int64_t metadata_bytes(int64_t as_it_is) const;
 

@@ -97,7 +97,7 @@ class Refinement {
 
   // Adam on every parameter; the model then reads the rounded masters.
   void descend(int64_t step) {
-    const double rate = rate_of(step);
+    const double rate = rate_of(step) * share_of_steps();
     const double correct1 = 1 - std::pow(settings_.beta1, double(step + 1));
     const double correct2 = 1 - std::pow(settings_.beta2, double(step + 1));
     const auto b1 = static_cast<float>(settings_.beta1), b2 = static_cast<float>(settings_.beta2);
@@ -239,6 +239,10 @@ class Refinement {
     return std::span(all).subspan(r.begin, r.count);
   }
 
+  double share_of_steps() const {
+    return std::sqrt(std::clamp(state_.losses.front() / settings_.whole_steps_from, 0.0, 1.0));
+  }
+
   double rate_of(int64_t step) const {
     const double up =
         settings_.warm_up > 0 ? std::min(1.0, double(step + 1) / double(settings_.warm_up)) : 1.0;
@@ -377,8 +381,8 @@ Refined refine(const Runtime& rt, const Model& original, const Model& cut,
       loss += work.add_gradient(w, windows[static_cast<size_t>(w)], 1 / double(together)) /
               double(together);
     }
-    work.descend(step);
     state.losses.push_back(loss);
+    work.descend(step);
     if (keeps && ((step + 1) % settings.checkpoint_every == 0 || step + 1 == settings.steps))
       save_refine_state(settings.checkpoint, key, state);
     progress.advance();

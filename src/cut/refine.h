@@ -25,6 +25,10 @@ struct RefineSettings {
   // stays.
   double rounding_step = 5e-3;
   int64_t latent_bytes = int64_t{768} << 20;  // for that; formats of fewest bits come first
+  // From the first step's loss (nats a token) on, steps are taken whole; where it is less they are
+  // shorter by the square root of their ratio: a loss goes as the square of the errors that made
+  // it.
+  double whole_steps_from = 5e-3;
   double beta1 = 0.9, beta2 = 0.98;
   int64_t warm_up = 10;    // steps in which the step size rises to its full value
   double decay_to = 0.02;  // share of the step size that a half cosine leaves at the end

@@ -11,7 +11,7 @@ namespace mt {
 namespace {
 
 // Goes into the key: raised when the arithmetic of a step changes.
-constexpr const char* kVersion = "microtome refinement 3\n";
+constexpr const char* kVersion = "microtome refinement 4\n";
 
 template <class T>
 std::span<const std::byte> bytes_of(const std::vector<T>& values) {
@@ -31,25 +31,26 @@ std::string head_of(const std::string& key, const RefineState& state) {
 
 }  // namespace
 
+std::string content_hash(const Model& model) {
+  std::string text;
+  for (const LinearMap* map : linear_maps(model))
+    text += fmt::format("{} {} {}\n", map->name, name(map->weight.dtype),
+                        sha256_hex(map->weight.data.bytes));
+  for (const auto& norm : norms(model))
+    text += fmt::format("{} {}\n", norm.name, sha256_hex(bytes_of(*norm.gain)));
+  return sha256_hex(text);
+}
+
 std::string refine_key(const Model& original, const Model& cut,
                        const std::vector<std::vector<int32_t>>& windows,
                        const RefineSettings& settings) {
-  std::string text = kVersion;
-  auto add_model = [&](const Model& model) {
-    for (const LinearMap* map : linear_maps(model))
-      text += fmt::format("{} {} {}\n", map->name, name(map->weight.dtype),
-                          sha256_hex(map->weight.data.bytes));
-    for (const auto& norm : norms(model))
-      text += fmt::format("{} {}\n", norm.name, sha256_hex(bytes_of(*norm.gain)));
-  };
-  add_model(original);
-  add_model(cut);
+  std::string text = kVersion + content_hash(original) + content_hash(cut) + "\n";
   for (const auto& window : windows) text += sha256_hex(bytes_of(window)) + "\n";
-  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {}", settings.steps,
+  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {}", settings.steps,
                       settings.step_tokens, settings.seed, settings.scale_step, settings.norm_step,
                       settings.beta1, settings.beta2, settings.warm_up, settings.decay_to,
                       settings.kept, settings.rounding_step, settings.latent_bytes,
-                      settings.path == Path::exact ? "exact" : "bf16");
+                      settings.whole_steps_from, settings.path == Path::exact ? "exact" : "bf16");
   return sha256_hex(text);
 }
 

@@ -15,6 +15,8 @@ struct RefineState {
   std::vector<double> losses;
 };
 
+// A hash of a model's values: every linear map as it is stored, every norm.
+std::string content_hash(const Model& model);
 // A hash of all that decides a run's outcome: source, the cut's bytes and norms, windows, settings.
 std::string refine_key(const Model& original, const Model& cut,
                        const std::vector<std::vector<int32_t>>& windows,

@@ -1,14 +1,13 @@
 #include "file/json.h"
 
-#include <vector>
-
 #include "base/error.h"
 #include "base/files.h"
+#include "flow/json_check.h"
 #include "flow/json_mistake.h"
 
 namespace mt {
 namespace {
-constexpr int kDeepest = 64;
+constexpr size_t kDeepest = 64;
 constexpr size_t kLargest = size_t(256) << 20;
 }  // namespace
 
@@ -16,37 +15,15 @@ nlohmann::json parse_json(const std::string& file, std::string_view text) {
   if (text.size() > kLargest)
     throw_error("{}: json: expected at most {} bytes, found {}", file, kLargest, text.size());
   using Json = nlohmann::json;
-  std::vector<size_t> keys;         // of the objects that are open
-  std::string last_key = "(root)";  // for the message
-  auto check = [&](int depth, Json::parse_event_t event, Json& parsed) {
-    if (depth > kDeepest)
-      throw_error("{}: json: near '{}': expected at most {} levels, found more", file, last_key,
-                  kDeepest);
-    switch (event) {
-      case Json::parse_event_t::object_start:
-        keys.push_back(0);
-        break;
-      case Json::parse_event_t::key:
-        ++keys.back();
-        last_key = parsed.get_ref<const std::string&>().substr(0, 80);
-        break;
-      case Json::parse_event_t::object_end:
-        if (parsed.size() != keys.back())
-          throw_error(
-              "{}: json: object that ends with '{}': expected every key once, found {} keys "
-              "of which {} differ",
-              file, last_key, keys.back(), parsed.size());
-        keys.pop_back();
-        break;
-      case Json::parse_event_t::array_start:
-      case Json::parse_event_t::array_end:
-      case Json::parse_event_t::value:
-        break;
-    }
-    return true;
-  };
+  const auto [problem, key] = JsonCheck::in(text, kDeepest, text.size());
+  if (problem == JsonCheck::Problem::too_deep)
+    throw_error("{}: json: near '{}': expected at most {} levels, found more", file,
+                key.substr(0, 80), kDeepest);
+  if (problem == JsonCheck::Problem::key_twice)
+    throw_error("{}: json: expected every key once, found '{}' twice in one object", file,
+                key.substr(0, 80));
   try {
-    return Json::parse(text.begin(), text.end(), check);
+    return Json::parse(text.begin(), text.end());
   } catch (const Json::exception& e) {
     throw_error("{}: json: expected JSON, found {}", file, json_mistake(e, text));
   }

@@ -2,40 +2,31 @@
 
 #include <algorithm>
 #include <cmath>
-#include <set>
-#include <vector>
 
 #include "base/error.h"
+#include "flow/json_check.h"
 #include "flow/json_mistake.h"
 
 namespace mt {
 namespace {
 
 constexpr size_t max_text = size_t{64} << 20;
-constexpr size_t max_depth = 16;
+constexpr size_t max_depth = 16, max_keys = 10'000;
 
 }  // namespace
 
 Json parse_json(const std::string& text, const std::string& path) {
   if (text.size() > max_text)
     throw_error("{}: {} bytes of JSON, expected at most {}", path, text.size(), max_text);
-  std::vector<std::set<std::string>> keys;
-  const auto check = [&](int, Json::parse_event_t event, Json& value) {
-    using Event = Json::parse_event_t;
-    if (event == Event::object_start || event == Event::array_start) {
-      keys.emplace_back();
-      if (keys.size() > max_depth) throw_error("{}: JSON deeper than {} levels", path, max_depth);
-    } else if (event == Event::object_end || event == Event::array_end) {
-      keys.pop_back();
-    } else if (event == Event::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      if (!keys.back().insert(key).second)
-        throw_error("{}: key '{}' twice in one object", path, key);
-    }
-    return true;
-  };
+  const auto [problem, key] = JsonCheck::in(text, max_depth, max_keys);
+  if (problem == JsonCheck::Problem::too_deep)
+    throw_error("{}: JSON deeper than {} levels", path, max_depth);
+  if (problem == JsonCheck::Problem::key_twice)
+    throw_error("{}: key '{}' twice in one object", path, key);
+  if (problem == JsonCheck::Problem::too_many_keys)
+    throw_error("{}: more than {} keys in one object", path, max_keys);
   try {
-    return Json::parse(text, check);
+    return Json::parse(text);
   } catch (const Json::exception& e) {
     throw_error("{}: not JSON: found {}", path, json_mistake(e, text));
   }

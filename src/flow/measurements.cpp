@@ -434,6 +434,17 @@ std::filesystem::path cache_folder() {
 }  // namespace
 
 std::unique_ptr<Measurements> Measurements::open(const std::filesystem::path& db) {
+  // SQLite writes other files beside it, refinement its state.
+  constexpr size_t kLongestName = 255 - 40;
+  std::error_code none;
+  if (std::filesystem::exists(db, none) && !std::filesystem::is_regular_file(db, none))
+    throw_error("{}: measurements: expected a file, found a {}; name another with --db",
+                db.string(), std::filesystem::is_directory(db, none) ? "folder" : "device or pipe");
+  if (db.filename().native().size() > kLongestName)
+    throw_error(
+        "{}: measurements: a name of {} bytes leaves no room for the files beside it; name a "
+        "shorter one with --db",
+        db.string(), db.filename().native().size());
   return std::make_unique<SqliteMeasurements>(db);
 }
 

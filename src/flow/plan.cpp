@@ -68,6 +68,8 @@ std::string to_json(const Plan& plan) {
   head["model_name"] = plan.model_name;
   head["model_sha256"] = plan.model_sha256;
   head["goal"] = plan.goal;
+  if (!plan.calibration.empty()) head["calibration"] = plan.calibration;
+  if (!plan.calibration_sha256.empty()) head["calibration_sha256"] = plan.calibration_sha256;
   if (!plan.aimed_on.empty()) head["aimed_on"] = plan.aimed_on;
   head["head"] = plan.head == HeadPlan::tied ? "tied" : "as_source";
   if (!plan.tied_source.empty()) head["tied_source"] = plan.tied_source;
@@ -100,10 +102,10 @@ std::string to_json(const Plan& plan) {
 
 Plan plan_from_json(const std::string& text, const std::string& path) {
   const Json json = parse_json(text, path);
-  const Fields fields(
-      json, path, "",
-      {"microtome_plan", "model_name", "model_sha256", "goal", "aimed_on", "head", "tied_source",
-       "fixed_bytes", "predicted_bytes", "predicted_kl", "optimality_gap", "note", "places"});
+  const Fields fields(json, path, "",
+                      {"microtome_plan", "model_name", "model_sha256", "goal", "calibration",
+                       "calibration_sha256", "aimed_on", "head", "tied_source", "fixed_bytes",
+                       "predicted_bytes", "predicted_kl", "optimality_gap", "note", "places"});
   const int64_t written = fields.integer("microtome_plan", 1, INT64_MAX, format_version);
   if (written != format_version)
     throw_error("{}: version {} of the plan format, this program reads {}",
@@ -112,6 +114,8 @@ Plan plan_from_json(const std::string& text, const std::string& path) {
   plan.model_name = fields.text("model_name");
   plan.model_sha256 = fields.text("model_sha256");
   plan.goal = fields.text("goal");
+  plan.calibration = fields.text("calibration");
+  plan.calibration_sha256 = fields.text("calibration_sha256");
   plan.aimed_on = fields.text("aimed_on");
   const std::string head = fields.text("head", "as_source");
   if (head == "tied") {
@@ -125,6 +129,8 @@ Plan plan_from_json(const std::string& text, const std::string& path) {
   plan.fixed_bytes = fields.integer("fixed_bytes", 0, max_bytes, 0);
   plan.predicted_bytes = fields.integer("predicted_bytes", 0, max_bytes, 0);
   plan.predicted_kl = fields.number("predicted_kl", 0);
+  if (plan.predicted_kl < 0)
+    throw_error("{}: expected 0 or more, found {}", fields.at("predicted_kl"), plan.predicted_kl);
   plan.optimality_gap = fields.number("optimality_gap", 0);
   plan.note = fields.text("note");
 

@@ -34,6 +34,8 @@ struct Plan {
   std::string model_sha256;
   std::string model_name;
   std::string goal;  // as asked: "--size 75000000"
+  // The text that losses were predicted on: its name and a hash of what was taken of it.
+  std::string calibration, calibration_sha256;
   // Where it was made again with what was measured: the text that this was measured on.
   std::string aimed_on;
   HeadPlan head = HeadPlan::as_source;

@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -40,7 +41,7 @@ struct PlaceReport {
   int64_t n_weights = 0;
   int64_t bytes_from = 0, bytes_to = 0;
   double predicted_kl = 0;
-  double measured_kl = -1;  // negative: not measured alone
+  double measured_kl = std::numeric_limits<double>::quiet_NaN();  // NaN: not measured alone
 };
 
 struct FrontierPoint {

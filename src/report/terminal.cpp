@@ -185,15 +185,16 @@ void places(Page& page, const Report& r, int max_places) {
   std::vector<const PlaceReport*> order;
   double total = 0, largest = 0;
   for (const auto& p : r.places) {
-    order.push_back(&p);
     const double loss = ranking_loss(p);
-    if (loss > 0) total += loss, largest = std::max(largest, loss);
+    if (loss <= 0) continue;
+    order.push_back(&p);
+    total += loss, largest = std::max(largest, loss);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
     return ranking_loss(*a) > ranking_loss(*b);
   });
   const size_t shown = max_places < 0 ? order.size() : std::min(order.size(), size_t(max_places));
-  page.title(fmt::format("largest losses ({} of {} places)", shown, order.size()));
+  page.title(fmt::format("largest losses ({} of {} places)", shown, r.places.size()));
 
   // Columns by what the width allows: place, format, predicted, measured always; then bytes, bar.
   const bool wide = page.width() >= 76;
@@ -211,12 +212,12 @@ void places(Page& page, const Report& r, int max_places) {
     const PlaceReport& p = *order[i];
     const double loss = ranking_loss(p);
     const std::string change = p.from == p.to ? p.to : p.from + "→" + p.to;
-    page.row(left(fitted(p.place, names - 1), names) + left(fitted(change, formats - 1), formats) +
-                 (wide ? right(readable_bytes(p.bytes_to), bytes) : "") +
-                 right(readable_number(p.predicted_kl), number) +
-                 right(p.measured_kl < 0 ? "–" : readable_number(p.measured_kl), number) + " ",
-             largest > 0 ? bar(loss / largest, bars) : "",
-             loss > 0.1 * total ? "\x1b[31m" : "\x1b[33m");
+    page.row(
+        left(fitted(p.place, names - 1), names) + left(fitted(change, formats - 1), formats) +
+            (wide ? right(readable_bytes(p.bytes_to), bytes) : "") +
+            right(readable_number(p.predicted_kl), number) +
+            right(std::isnan(p.measured_kl) ? "–" : readable_number(p.measured_kl), number) + " ",
+        largest > 0 ? bar(loss / largest, bars) : "", loss > 0.1 * total ? "\x1b[31m" : "\x1b[33m");
   }
 }
 

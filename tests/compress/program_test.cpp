@@ -255,8 +255,9 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
     p.erase("keep");
   }
   r = cut(worse);
-  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(r.code, 1) << r.err;
   EXPECT_SAYS(r.err, "its goal allows 0.0001000");
+  EXPECT_SAYS(r.err, "the plan's bound does not hold");
 
   edited = plan;
   edited.at("places").at(2)["dtype"] = "Q9_9";
@@ -294,6 +295,34 @@ TEST_F(CompressProgram, APlanCarriedOutAgainMakesTheSameFile) {
     EXPECT_TRUE(bytes_of(folder / "one.gguf") == bytes_of(folder / "two.gguf"));
   }
   EXPECT_EQ(read_gguf(folder / "two.gguf").need_int("microtome.refine.steps"), 6);
+}
+
+TEST_F(CompressProgram, CutSaysThatThePlanWasMadeWithOtherText) {
+  test::write_bytes(folder / "a.txt", std::string(3000, 'a'));
+  const Words text = {"--text", folder / "a.txt"};
+  Words plan = small({"plan", model, "--size", "75kB", "-o", folder / "plan.json"});
+  plan.insert(plan.end(), text.begin(), text.end());
+  ASSERT_EQ(run_program(plan).code, 0);
+  Words cut = small({"cut", model, folder / "plan.json", "-o", folder / "o.gguf", "--force"});
+  EXPECT_SAYS(run_program(cut).err, "was made with other calibration text (a.txt)");
+  cut.insert(cut.end(), text.begin(), text.end());
+  EXPECT_EQ(run_program(cut).err.find("other calibration text"), std::string::npos);
+}
+
+TEST_F(CompressProgram, AFrontierTakesNoGoalAndNoFile) {
+  for (const Words& more : {Words{"--size", "75kB"}, Words{"-o", folder / "p.json"}}) {
+    Words words = small({"plan", model, "--frontier", "3"});
+    words.insert(words.end(), more.begin(), more.end());
+    const auto r = run_program(words);
+    EXPECT_EQ(r.code, 2);
+    EXPECT_SAYS(r.err, "--frontier shows many sizes");
+  }
+}
+
+TEST_F(CompressProgram, AVerySmallBoundIsReachedByKeepingAll) {
+  const auto r = run_program(
+      small({"compress", model, "--max-kl", "1e-9", "--refine", "4", "-o", folder / "o.gguf"}));
+  EXPECT_EQ(r.code, 0) << r.err;
 }
 
 TEST_F(CompressProgram, AGoalThatCannotBeReachedIsExplained) {

@@ -91,7 +91,7 @@ TEST_F(SessionTest, PlansStayInTheirBudgetAndTheFileHasExactlyThePlannedBytes) {
       EXPECT_GE(plan.predicted_kl, loss_before);
       loss_before = plan.predicted_kl;
       const Model cut = session.cut(plan);
-      const Comparison proof = session.prove(plan, cut);
+      const Comparison proof = session.prove(cut);
       EXPECT_TRUE(std::isfinite(proof.kl_mean.value));
       const auto out = folder.path() / "out.gguf";
       session.write(out, cut, plan, proof);
@@ -184,7 +184,7 @@ TEST_F(SessionTest, WhatIsPredictedIsNearWhatIsMeasured) {
   Session session(rt, small(tiny("tiny_llama")));
   for (int64_t bytes : {90'000, 75'000, 65'000}) {
     const Plan plan = session.plan(size_goal(bytes));
-    const Comparison proof = session.prove(plan, session.cut(plan));
+    const Comparison proof = session.prove(session.cut(plan));
     EXPECT_GT(proof.kl_mean.value, plan.predicted_kl / 2) << bytes;
     EXPECT_LT(proof.kl_mean.value, plan.predicted_kl * 2) << bytes;
     EXPECT_LE(proof.kl_mean.low, proof.kl_mean.value);
@@ -219,7 +219,7 @@ TEST_F(SessionTest, ABoundIsAimedAtOnTextThatTheProofDoesNotSee) {
         carry_out(session, goal, [&](const std::string& note) { said.push_back(note); });
     EXPECT_LE(r.proof.kl_mean.value, bound);
     EXPECT_EQ(said, r.notes);
-    const double aimed = session.aim(r.plan, r.cut).kl_mean.value;
+    const double aimed = session.aim(r.cut).kl_mean.value;
     EXPECT_LE(aimed, bound);
     EXPECT_TRUE(r.plan.aimed_on.starts_with(c.aim_name)) << r.plan.aimed_on;
     // Where the proof missed it once, that is said, and how far below the bound is aimed.
@@ -231,7 +231,7 @@ TEST_F(SessionTest, ABoundIsAimedAtOnTextThatTheProofDoesNotSee) {
     // What a bisection over sizes finds on the same text is hardly smaller.
     if (!again) {
       const Plan less = session.plan(size_goal(r.plan.predicted_bytes * 98 / 100));
-      EXPECT_GT(session.aim(less, session.cut(less)).kl_mean.value, bound);
+      EXPECT_GT(session.aim(session.cut(less)).kl_mean.value, bound);
     }
     session.write(folder.path() / "out.gguf", r.refined, r.plan, r.proof);
     EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
@@ -293,9 +293,30 @@ TEST_F(SessionTest, WhatIsKeptWholeIsNotRefined) {
   EXPECT_EQ(read_gguf(folder / "kept.gguf").find_meta("microtome.refine.steps"), nullptr);
   // And another plan of the same session is.
   const int64_t whole = kept.plan.predicted_bytes;
-  const Result less = carry_out(session, size_goal(whole * 9 / 10), silent);
+  const Result less = carry_out(session, size_goal(whole / 4), silent);
   session.write(folder / "less.gguf", less.refined, less.plan, less.proof);
   EXPECT_NE(read_gguf(folder / "less.gguf").find_meta("microtome.refine.steps"), nullptr);
+}
+
+TEST_F(SessionTest, RefinementThatDoesNotHelpIsLeftOut) {
+  auto settings = small(tiny("tiny_llama"));
+  settings.refine_steps = 1;
+  const auto silent = [](const std::string&) {};
+  int helped = 0, left_out = 0;
+  for (double share : {0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25}) {
+    Session session(rt, settings);
+    const auto bytes = int64_t(share * double(std::filesystem::file_size(settings.model)));
+    const Result r = carry_out(session, size_goal(bytes), silent);
+    EXPECT_LE(r.proof.kl_mean.value, session.prove(r.cut).kl_mean.value) << share;
+    ASSERT_FALSE(r.notes.empty());
+    const bool out = r.notes.back().starts_with("refinement did not help");
+    (out ? left_out : helped) += 1;
+    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
+    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
+    EXPECT_EQ(read_gguf(folder / "out.gguf").find_meta("microtome.refine.steps") == nullptr, out);
+  }
+  EXPECT_GT(helped, 0);
+  EXPECT_GT(left_out, 0);
 }
 
 TEST_F(SessionTest, ACutAfterAnotherMakesTheSameTensors) {
@@ -353,7 +374,7 @@ TEST_F(SessionTest, AMatrixHeldTwiceBecomesOne) {
   const Plan plan = session.plan(size_goal(curve.front().bytes));
   EXPECT_EQ(plan.head, HeadPlan::tied);
   const Model cut = session.cut(plan);
-  const Comparison proof = session.prove(plan, cut);
+  const Comparison proof = session.prove(cut);
   session.write(folder.path() / "one.gguf", cut, plan, proof);
   const Model opened = open_model(folder / "one.gguf");
   EXPECT_FALSE(opened.head);

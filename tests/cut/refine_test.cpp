@@ -224,6 +224,22 @@ TEST_F(RefineTest, LowersTheLossOnTextItHasNotSeen) {
   }
 }
 
+TEST_F(RefineTest, ALightCutIsMovedLittle) {
+  const Model model = open_tiny("tiny_llama");
+  const Model cut = cut_to(rt_, model, {Dtype::Q8_0});
+  const Windows seen = random_windows(model.n_vocab, 8, 24, 3);
+  const Windows others = random_windows(model.n_vocab, 6, 24, 4);
+  const double before = kl(rt_, model, cut, others);
+  ASSERT_LT(before, 0.01);
+  RefineSettings settings = quick(24);
+  settings.whole_steps_from = 1;  // steps a thirtieth as long, for a loss of a thousandth
+  const double little = kl(rt_, model, refine(rt_, model, cut, seen, settings).model, others);
+  settings.whole_steps_from = 0;
+  const double whole = kl(rt_, model, refine(rt_, model, cut, seen, settings).model, others);
+  EXPECT_LT(little, 1.01 * before);
+  EXPECT_LT(std::fabs(little - before), 0.3 * std::fabs(whole - before)) << before << " " << whole;
+}
+
 TEST_F(RefineTest, GivesTheSameBytesWithAnyNumberOfThreads) {
   const Model model = open_tiny("tiny_gemma3");
   const Model cut = cut_to(rt_, model, {Dtype::Q4_0, Dtype::Q4_1});

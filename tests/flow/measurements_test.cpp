@@ -267,6 +267,9 @@ TEST_F(MeasurementsTest, AFullDiskIsAnErrorAndWhatWasKeptStays) {
 
 TEST_F(MeasurementsTest, WhatIsNoDatabaseIsNamed) {
   EXPECT_NE(error_of(folder).find("found a folder"), std::string::npos) << error_of(folder);
+  EXPECT_NE(error_of("/dev/null").find("found a device"), std::string::npos);
+  EXPECT_FALSE(fs::exists("/dev/null-journal"));
+  EXPECT_NE(error_of(folder / std::string(230, 'n')).find("--db"), std::string::npos);
   fs::path text = folder / "text";
   write(text, std::string(5000, 'x'));
   std::string said = error_of(text);

@@ -87,9 +87,9 @@
           make('br'), interval(c + '/perplexity')));
     }
     tiles.append(tile('Predicted KL', [shown('/predicted_kl'), make('small', {text: ' nats'})],
-      ...(report.optimality_gap > 0
+      ...(report.optimality_gap >= 1e-6
         ? ['plan optimal within ', shown('/optimality_gap', x => +(100 * x).toPrecision(2) + ' %')]
-        : [report.optimality_gap === 0 ? 'plan optimal' : 'one format for all, not optimised'])));
+        : [report.optimality_gap >= 0 ? 'plan optimal' : 'one format for all, not optimised'])));
     page.append(tiles);
   }
 
