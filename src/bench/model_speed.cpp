@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kBatch = 512;
 }
 
-TokenCost token_cost(const Model& model) {
+TokenCost token_cost(const Model& model, const KvTypes& types) {
   TokenCost cost;
   for (const LinearMap* map : linear_maps(model)) {
     const Weight& w = map->weight;
@@ -30,15 +30,14 @@ TokenCost token_cost(const Model& model) {
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what)) {
-        cost.kv_bytes_a_position +=
-            2 * a->n_kv_heads * a->d_head * static_cast<int64_t>(sizeof(float));
+        cost.kv_bytes_a_position += kv_bytes_a_position(*a, types);
         cost.attention_products += 2 * a->n_heads * a->d_head;
       }
   return cost;
 }
 
-SpeedBench::SpeedBench(const Model& model, Path path, int64_t capacity)
-    : model_(model), path_(path), cache_(model, 1, capacity) {
+SpeedBench::SpeedBench(const Model& model, Path path, int64_t capacity, const KvTypes& types)
+    : model_(model), path_(path), cache_(model, 1, capacity, types) {
   tokens_.resize(static_cast<size_t>(capacity));
   for (size_t i = 0; i < tokens_.size(); ++i)
     tokens_[i] = static_cast<int32_t>(random_bits(1, 0, i) % static_cast<uint64_t>(model.n_vocab));

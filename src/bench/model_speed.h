@@ -24,13 +24,13 @@ struct TokenCost {
   int64_t head_products = 0;
   int64_t attention_products = 0;  // multiply-adds with one cached position
 };
-TokenCost token_cost(const Model& model);
+TokenCost token_cost(const Model& model, const KvTypes& types);
 
 // A model with one sequence's cache whose speed is measured again and again.
 class SpeedBench {
  public:
-  // Throws Error where the cache of `capacity` positions is too large.
-  SpeedBench(const Model& model, Path path, int64_t capacity);
+  // Throws Error where the cache of `capacity` positions is too large or does not fit the model.
+  SpeedBench(const Model& model, Path path, int64_t capacity, const KvTypes& types);
   // Seconds of one run. What the cache lacks of the depth is run first, not counted.
   double run(const Runtime& rt, const SpeedTask& task);
 

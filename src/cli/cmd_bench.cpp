@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
+#include <span>
 #include <thread>
 
 #include "base/error.h"
@@ -11,6 +13,7 @@
 #include "bench/model_speed.h"
 #include "bench/other_program.h"
 #include "cli/command.h"
+#include "cli/kv_options.h"
 #include "model/open.h"
 
 namespace mt::cli {
@@ -21,20 +24,23 @@ struct Options {
   int64_t prompt = 512, decode = 128, runs = 5;
   std::vector<int64_t> depths = {0, 4096};
   std::vector<int> threads;
+  KvOptions kv;
 };
 
 // One row of the result: a task on so many threads, run several times.
 struct Row {
   SpeedTask task;
   int threads = 0;
+  size_t cache = 0;            // number of its KvTypes
   std::vector<double> rates;   // tokens a second, run by run
+  std::vector<double> firsts;  // those of the first of several caches, the same run
   std::vector<double> others;  // the other program's, the run after ours
   bool whole_process = false;  // those are tokens over its whole run
 
   Spread rate() const { return spread_of(rates); }
-  Spread ratio() const {
+  Spread ratio_to(const std::vector<double>& to) const {
     std::vector<double> ratios(rates.size());
-    for (size_t i = 0; i < rates.size(); ++i) ratios[i] = rates[i] / others[i];
+    for (size_t i = 0; i < rates.size(); ++i) ratios[i] = rates[i] / to[i];
     return spread_of(std::move(ratios));
   }
 };
@@ -42,8 +48,8 @@ struct Row {
 struct Result {
   std::vector<MachineSpeed> machines;  // by threads
   std::vector<Row> rows;
-  TokenCost cost;
-  int64_t file_bytes = 0;
+  std::vector<KvTypes> caches;
+  std::vector<TokenCost> costs;  // by cache
   int64_t anonymous_peak = 0, resident_peak = 0;
   const MachineSpeed& machine(int threads) const {
     return *std::find_if(machines.begin(), machines.end(),
@@ -72,21 +78,24 @@ double share_of_bound(const Result& result, const Row& row) {
   const MachineSpeed& machine = result.machine(row.threads);
   const double rate = row.rate().median;
   if (row.task.phase == Phase::decode)
-    return rate * bytes_a_token(result.cost, row.task) / machine.read_bytes;
+    return rate * bytes_a_token(result.costs[row.cache], row.task) / machine.read_bytes;
   const double peak = machine.fastest("int8");
-  return peak > 0 ? rate * operations_a_token(result.cost, row.task) / peak : 0;
+  return peak > 0 ? rate * operations_a_token(result.costs[row.cache], row.task) / peak : 0;
 }
 
-std::vector<Row> rows_of(const Options& o, const std::vector<int>& threads) {
+std::vector<Row> rows_of(const Options& o, const std::vector<int>& threads, size_t n_caches) {
   std::vector<Row> rows;
   for (int64_t depth : o.depths)
     for (int n : threads)
       for (Phase phase : {Phase::prompt, Phase::decode}) {
         const int64_t tokens = phase == Phase::prompt ? o.prompt : o.decode;
-        Row row;
-        row.task = {phase, tokens, depth};
-        row.threads = n;
-        if (tokens > 0) rows.push_back(row);
+        for (size_t cache = 0; tokens > 0 && cache < n_caches; ++cache) {
+          Row row;
+          row.task = {phase, tokens, depth};
+          row.threads = n;
+          row.cache = cache;
+          rows.push_back(row);
+        }
       }
   return rows;
 }
@@ -102,34 +111,43 @@ Result measure(const Options& o, const Model& model) {
   std::sort(threads.begin(), threads.end());
   threads.erase(std::unique(threads.begin(), threads.end()), threads.end());
   Result result;
-  result.rows = rows_of(o, threads);
+  const Path path = o.path == "exact" ? Path::exact : Path::fast;
+  result.caches = kv_type_list(o.kv, path);
+  const size_t n_caches = result.caches.size();
+  result.rows = rows_of(o, threads, n_caches);
   if (result.rows.empty()) throw Error("--prompt 0 and --decode 0 leave nothing to measure");
-  result.cost = token_cost(model);
   MemoryWatch memory;
   const int64_t deepest = *std::max_element(o.depths.begin(), o.depths.end());
-  SpeedBench bench(model, o.path == "exact" ? Path::exact : Path::fast,
-                   deepest + std::max(o.prompt, o.decode));
+  std::vector<std::unique_ptr<SpeedBench>> benches;
+  for (const KvTypes& types : result.caches) {
+    result.costs.push_back(token_cost(model, types));
+    benches.push_back(
+        std::make_unique<SpeedBench>(model, path, deepest + std::max(o.prompt, o.decode), types));
+  }
   Progress progress("measuring",
                     static_cast<uint64_t>(result.rows.size()) * static_cast<uint64_t>(o.runs));
-  // Depth by depth, so that the cache is filled once; within it the threads in turn.
-  for (Row& row : result.rows) {
-    ThreadPool pool(row.threads);
+  // Depth by depth, so that a cache is filled once; within it the threads in turn, and the caches
+  // run by run: what else the machine does meets all of them.
+  for (size_t at = 0; at < result.rows.size(); at += n_caches) {
+    const std::span<Row> rows(&result.rows[at], n_caches);
+    ThreadPool pool(rows[0].threads);
     const Runtime rt{select_kernels(), pool};
-    if (row.task.depth > 0 || !row.rates.empty()) bench.run(rt, {Phase::decode, 1, row.task.depth});
-    for (int64_t i = 0; i < o.runs; ++i) {
-      if (i == 0) {  // warm: a short run that is not counted
-        SpeedTask warm = row.task;
-        warm.tokens = std::min<int64_t>(warm.tokens, 16);
-        bench.run(rt, warm);
-      }
-      row.rates.push_back(double(row.task.tokens) / bench.run(rt, row.task));
-      if (!o.against.empty()) {
-        const OtherRun other = run_other(o.against, row.task, row.threads);
-        row.others.push_back(other.tokens_a_second);
-        row.whole_process |= other.whole_process;
-      }
-      progress.advance();
+    for (Row& row : rows) {  // warm: a short run that is not counted
+      SpeedTask warm = row.task;
+      warm.tokens = std::min<int64_t>(warm.tokens, 16);
+      benches[row.cache]->run(rt, warm);
     }
+    for (int64_t i = 0; i < o.runs; ++i)
+      for (Row& row : rows) {
+        row.rates.push_back(double(row.task.tokens) / benches[row.cache]->run(rt, row.task));
+        if (n_caches > 1) row.firsts.push_back(rows[0].rates.back());
+        if (!o.against.empty()) {
+          const OtherRun other = run_other(o.against, row.task, row.threads);
+          row.others.push_back(other.tokens_a_second);
+          row.whole_process |= other.whole_process;
+        }
+        progress.advance();
+      }
   }
   result.anonymous_peak = memory.peak_bytes();
   result.resident_peak = resident_peak();
@@ -146,7 +164,7 @@ Json to_json(const Spread& s) {
 }
 
 Json to_json(const Options& o, const Model& model, const Result& r) {
-  Json machines = Json::array(), rows = Json::array();
+  Json machines = Json::array(), rows = Json::array(), caches = Json::array();
   for (const MachineSpeed& m : r.machines) {
     Json units = Json::object();
     for (const UnitSpeed& unit : m.units) units[unit.name] = unit.operations;
@@ -154,22 +172,27 @@ Json to_json(const Options& o, const Model& model, const Result& r) {
                         {"read_bytes_per_second", m.read_bytes},
                         {"operations_per_second", std::move(units)}});
   }
+  for (size_t i = 0; i < r.caches.size(); ++i)
+    caches.push_back({{"cache", kv_name(r.caches[i])},
+                      {"kv_bytes_per_position", r.costs[i].kv_bytes_a_position}});
   for (const Row& row : r.rows) {
     Json one = {{"phase", phase_name(row.task.phase)},
                 {"tokens", row.task.tokens},
                 {"depth", row.task.depth},
                 {"threads", row.threads},
+                {"cache", kv_name(r.caches[row.cache])},
                 {"tokens_per_second", to_json(row.rate())},
                 {"runs", row.rates},
-                {"bytes_per_token", bytes_a_token(r.cost, row.task)},
-                {"operations_per_token", operations_a_token(r.cost, row.task)},
+                {"bytes_per_token", bytes_a_token(r.costs[row.cache], row.task)},
+                {"operations_per_token", operations_a_token(r.costs[row.cache], row.task)},
                 {"bound", row.task.phase == Phase::decode ? "memory" : "int8"},
                 {"share_of_bound", share_of_bound(r, row)}};
+    if (!row.firsts.empty()) one["ratio_to_first_cache"] = to_json(row.ratio_to(row.firsts));
     if (!row.others.empty()) {
       one["against"] = {{"tokens_per_second", to_json(spread_of(row.others))},
                         {"runs", row.others},
                         {"whole_process", row.whole_process},
-                        {"ratio", to_json(row.ratio())}};
+                        {"ratio", to_json(row.ratio_to(row.others))}};
     }
     rows.push_back(std::move(one));
   }
@@ -177,8 +200,8 @@ Json to_json(const Options& o, const Model& model, const Result& r) {
               {"cpu", cpu_name()},
               {"kernels", select_kernels().name},
               {"path", o.path},
-              {"weight_bytes_per_token", r.cost.weight_bytes},
-              {"kv_bytes_per_position", r.cost.kv_bytes_a_position},
+              {"weight_bytes_per_token", r.costs[0].weight_bytes},
+              {"caches", std::move(caches)},
               {"machine", std::move(machines)},
               {"results", std::move(rows)},
               {"peak_anonymous_bytes", r.anonymous_peak},
@@ -195,12 +218,17 @@ std::string spread_text(const Spread& s) {
 }
 
 void show(Context& context, const Options& o, const Result& r) {
-  context.print(folded(
-      context, fmt::format("{}, kernels {}; a token reads {} of weights and {} a position of the "
-                           "context; memory at most {} (mapped weights counted), {} without",
-                           cpu_name(), select_kernels().name, human_bytes(r.cost.weight_bytes),
-                           human_bytes(r.cost.kv_bytes_a_position), human_bytes(r.resident_peak),
-                           human_bytes(r.anonymous_peak))));
+  const bool several = r.caches.size() > 1;
+  std::string positions;
+  for (size_t i = 0; i < r.caches.size(); ++i)
+    positions += fmt::format("{}{} ({})", i > 0 ? ", " : "",
+                             human_bytes(r.costs[i].kv_bytes_a_position), kv_name(r.caches[i]));
+  context.print(
+      folded(context,
+             fmt::format("{}, kernels {}; a token reads {} of weights and of each position of "
+                         "the context {}; memory at most {} (mapped weights counted), {} without",
+                         cpu_name(), select_kernels().name, human_bytes(r.costs[0].weight_bytes),
+                         positions, human_bytes(r.resident_peak), human_bytes(r.anonymous_peak))));
   context.print("\n");
   using Align = Table::Align;
   Table machine({{"machine", Align::left}, {"threads", Align::right}, {"reached", Align::right}});
@@ -216,6 +244,11 @@ void show(Context& context, const Options& o, const Result& r) {
   std::vector<Table::Column> columns = {{"task", Align::left},     {"depth", Align::right},
                                         {"threads", Align::right}, {"tokens/s", Align::right},
                                         {"spread", Align::right},  {"of bound", Align::right}};
+  if (several) {
+    columns.insert(columns.begin() + 1, {"cache", Align::left});
+    columns.push_back({fmt::format("to {}", kv_name(r.caches[0])), Align::right});
+    columns.push_back({"spread", Align::right});
+  }
   if (!o.against.empty()) {
     columns.push_back({"other", Align::right});
     columns.push_back({"ratio", Align::right});
@@ -232,11 +265,17 @@ void show(Context& context, const Options& o, const Result& r) {
         spread_text(row.rate()),
         fmt::format("{:.0f} % {}", 100 * share_of_bound(r, row),
                     row.task.phase == Phase::decode ? "memory" : "int8")};
-    if (!row.others.empty()) {
-      const Spread ratio = row.ratio();
-      cells.push_back(rate_text(spread_of(row.others)));
+    auto show_ratio = [&](const Spread& ratio) {
       cells.push_back(fmt::format("{:.2f}", ratio.median));
       cells.push_back(fmt::format("{:.2f}–{:.2f}", ratio.low, ratio.high));
+    };
+    if (several) {
+      cells.insert(cells.begin() + 1, kv_name(r.caches[row.cache]));
+      show_ratio(row.ratio_to(row.firsts));
+    }
+    if (!row.others.empty()) {
+      cells.push_back(rate_text(spread_of(row.others)));
+      show_ratio(row.ratio_to(row.others));
       whole_process |= row.whole_process;
     }
     table.row(std::move(cells));
@@ -290,6 +329,7 @@ Run add(CLI::App& app) {
       ->check(within(int64_t{1}, int64_t{1000}))
       ->type_name("N")
       ->capture_default_str();
+  declare_kv_types(app, o->kv, true);
   app.add_option("--path", o->path, "fast: quantised kernels; exact: f32 in a fixed order")
       ->check(CLI::IsMember({"fast", "exact"}))
       ->capture_default_str();
@@ -309,6 +349,8 @@ const Command bench_command = {
     .examples =
         "microtome bench model.gguf\n"
         "microtome bench model.gguf --threads 1,2 --depth 0 --runs 9\n"
+        "microtome bench model.gguf --depth 4096 --cache-type-k f32,f16,q8_0 --cache-type-v "
+        "f32,f16,q8_0\n"
         "microtome bench model.gguf --json\n"
         "microtome bench model.gguf --against 'llama-bench -m model.gguf -t {threads} -p {prompt} "
         "-n {decode} -d {depth} -r 1 -o json'",

@@ -7,6 +7,7 @@
 #include "base/files.h"
 #include "base/progress.h"
 #include "cli/command.h"
+#include "cli/kv_options.h"
 #include "cli/session_options.h"
 #include "measure/eval.h"
 #include "measure/qa.h"
@@ -23,6 +24,7 @@ struct Options {
   double max_kl = -1;
   uint64_t seed = 1;
   bool force = false;
+  KvOptions kv;
 };
 
 void check_same_tokens(const Model& model, const Model& base) {
@@ -133,7 +135,7 @@ std::string table(const Context& context, const QaResult& r, const std::string& 
 }
 
 void write_logits(const Runtime& rt, const Model& model, const Windows& windows, Path path,
-                  const Options& options) {
+                  const KvTypes& types, const Options& options) {
   check_output(options.logits, options.model, options.force);
   check_distinct({{"--logits", options.logits},
                   {"--text", options.text},
@@ -142,9 +144,13 @@ void write_logits(const Runtime& rt, const Model& model, const Windows& windows,
   AtomicFile file(options.logits);
   Progress progress("writing logits", windows.size());
   for (const auto& window : windows) {
-    window_logits(rt, model, window, path, [&](ConstMatrix rows) {
-      file.write(std::as_bytes(std::span(rows.data, static_cast<size_t>(rows.rows * rows.cols))));
-    });
+    window_logits(
+        rt, model, window, path,
+        [&](ConstMatrix rows) {
+          file.write(
+              std::as_bytes(std::span(rows.data, static_cast<size_t>(rows.rows * rows.cols))));
+        },
+        types);
     progress.advance();
   }
   file.commit();
@@ -173,10 +179,12 @@ int run(Context& context, const Options& options) {
   if (options.max_kl >= 0 && options.against.empty())
     throw Error("--max-kl needs a model to compare with: --against BASE");
   Path path = options.path == "fast" ? Path::fast : Path::exact;
+  const KvTypes types = kv_types(options.kv, path);
   Model model = open_model(options.model);
   auto tokenizer = Tokenizer::open(*model.file);
   bool against = !options.against.empty();
   Json out = {{"model", options.model}};
+  if (path == Path::fast) out["cache"] = kv_name(types);
   std::string text;
   int code = exit_done;
 
@@ -196,9 +204,10 @@ int run(Context& context, const Options& options) {
       windows.emplace_back(ids.begin(), ids.end());
     }
     const Runtime& rt = context.runtime();
-    if (!options.logits.empty()) write_logits(rt, model, windows, path, options);
+    if (!options.logits.empty()) write_logits(rt, model, windows, path, types, options);
     EvalOptions eval;
     eval.path = path;
+    eval.kv_types = types;
     eval.seed = options.seed;
     eval.label = against ? "measuring both models" : "measuring perplexity";
     Comparison c =
@@ -219,8 +228,9 @@ int run(Context& context, const Options& options) {
     std::vector<Question> questions = read_questions(options.qa).questions;
     if (options.limit > 0 && std::ssize(questions) > options.limit)
       questions.resize(static_cast<size_t>(options.limit));
-    QaResult r = answer_questions(context.runtime(), model, *tokenizer, questions,
-                                  {.path = path, .separator = unescape(options.separator)});
+    QaResult r = answer_questions(
+        context.runtime(), model, *tokenizer, questions,
+        {.path = path, .kv_types = types, .separator = unescape(options.separator)});
     if (r.n_shortened > 0)
       context.note(
           fmt::format("{} of {} questions are longer than the model's context of {} tokens and "
@@ -254,6 +264,7 @@ Run add(CLI::App& app) {
   app.add_option("--path", o->path, "exact: f32 in a fixed order; fast: quantised kernels")
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str();
+  declare_kv_types(app, o->kv);
   app.add_option("--max-kl", o->max_kl, "Exit with 1 where the mean KL exceeds this")
       ->check(within(0.0, 1e9))
       ->type_name("NATS");

@@ -10,6 +10,7 @@
 #include "base/files.h"
 #include "cli/command.h"
 #include "cli/generator.h"
+#include "cli/kv_options.h"
 #include "model/open.h"
 #include "text/chat.h"
 
@@ -24,6 +25,7 @@ struct Options {
   int64_t n_ctx = 0;
   std::vector<std::string> stops;
   std::string path = "fast";
+  KvOptions kv;
   SampleOptions sampling;
 };
 
@@ -139,6 +141,7 @@ int converse(Context& context, const Model& model, Generator& generator, const O
 
 int run(Context& context, const Options& options) {
   Path path = options.path == "exact" ? Path::exact : Path::fast;
+  const KvTypes types = kv_types(options.kv, path);
   Model model = open_model(options.model);
   auto tokenizer = Tokenizer::open(*model.file);
   bool chats = !options.raw && model.file->find_meta("tokenizer.chat_template");
@@ -151,7 +154,7 @@ int run(Context& context, const Options& options) {
       throw Error("this model has no chat template to converse in: give a prompt with -p or -f");
     int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(longest, 4096);
     warn_beyond_training(context, model, n_ctx);
-    Generator generator(context.runtime(), model, *tokenizer, path, n_ctx);
+    Generator generator(context.runtime(), model, *tokenizer, path, n_ctx, types);
     return converse(context, model, generator, options);
   }
 
@@ -168,14 +171,14 @@ int run(Context& context, const Options& options) {
     text = format_chat(*model.file, messages);
   }
   // Counted by a generator of no size: the cache is made for what is needed.
-  auto ids = Generator(context.runtime(), model, *tokenizer, path, 1).encode(text);
+  auto ids = Generator(context.runtime(), model, *tokenizer, path, 1, types).encode(text);
   // Without an end the context is one that a machine holds: a model's own may be a million.
   int64_t needed = options.n_predict < 0 ? std::max<int64_t>(4096, 2 * std::ssize(ids))
                                          : std::ssize(ids) + options.n_predict;
   if (options.n_predict < 0 && options.n_ctx > 0) needed = options.n_ctx;
   int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(longest, needed);
   warn_beyond_training(context, model, n_ctx);
-  Generator generator(context.runtime(), model, *tokenizer, path, std::min(n_ctx, needed));
+  Generator generator(context.runtime(), model, *tokenizer, path, std::min(n_ctx, needed), types);
   if (std::ssize(ids) > n_ctx)
     throw_error("the prompt has {} tokens, the context holds {}: {}", ids.size(), n_ctx,
                 options.n_ctx > 0 ? "raise --ctx or shorten it" : "shorten it");
@@ -250,6 +253,7 @@ Run add(CLI::App& app) {
   app.add_option("--path", o->path, "fast: quantised kernels; exact: f32 in a fixed order")
       ->check(CLI::IsMember({"fast", "exact"}))
       ->capture_default_str();
+  declare_kv_types(app, o->kv);
   app.add_flag("--stats", o->stats, "Tokens a second, on standard error");
   return [o, prompt](Context& context) {
     o->has_prompt = prompt->count() > 0;

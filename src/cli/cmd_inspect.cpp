@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "cli/command.h"
 #include "cli/inspect_facts.h"
+#include "cli/kv_options.h"
 #include "file/imatrix.h"
 #include "file/open.h"
 
@@ -16,6 +17,7 @@ namespace {
 struct Options {
   std::string path;
   int64_t n_ctx = 0;
+  KvOptions kv;
   bool tensors = false;
   std::string pattern;
   bool metadata = false;
@@ -95,11 +97,13 @@ Json to_json(const Facts& f, const TensorFile& file, const Options& options) {
   if (f.memory) {
     out["memory"] = {{"n_ctx", f.memory->n_ctx},
                      {"weights", f.memory->weights},
-                     {"kv_cache_f16", f.memory->kv_cache},
+                     {"cache_type_k", name(f.memory->kv_types.keys)},
+                     {"cache_type_v", name(f.memory->kv_types.values)},
+                     {"kv_cache", f.memory->kv_cache},
                      {"logits", f.memory->logits},
                      {"total", f.memory->total()}};
     if (f.memory->kv_cache_windowed)
-      out["memory"]["kv_cache_f16_windowed"] = f.memory->kv_cache_windowed;
+      out["memory"]["kv_cache_windowed"] = f.memory->kv_cache_windowed;
   }
   out["tokenizer"] = to_json(f.tokenizer);
   out["chat"] = f.chat;
@@ -144,9 +148,9 @@ void show(Context& context, const Facts& f, const TensorFile& file, const Option
   if (f.memory) {
     const MemoryNeed& m = *f.memory;
     text += fact(context, "memory",
-                 fmt::format("{} at {} tokens: weights {}, KV cache (f16) {}, logits {}",
+                 fmt::format("{} at {} tokens: weights {}, KV cache ({}) {}, logits {}",
                              human_bytes(m.total()), m.n_ctx, human_bytes(m.weights),
-                             human_bytes(m.kv_cache), human_bytes(m.logits)));
+                             kv_name(m.kv_types), human_bytes(m.kv_cache), human_bytes(m.logits)));
     if (m.kv_cache_windowed)
       text += fact(context, "",
                    fmt::format("KV cache {} where layers with a window keep only that",
@@ -262,7 +266,8 @@ int run(Context& context, const Options& options) {
     return exit_done;
   }
   check_matched(options, file->tensors, &Tensor::name);
-  Facts facts = inspect(file, options.n_ctx, context.runtime().pool);
+  Facts facts =
+      inspect(file, options.n_ctx, kv_types(options.kv, Path::fast), context.runtime().pool);
   if (context.json)
     context.print_json(to_json(facts, *file, options));
   else
@@ -277,6 +282,7 @@ Run add(CLI::App& app) {
   app.add_option("--ctx", options->n_ctx, "Context length for the memory needed (default: 4096)")
       ->check(within(int64_t{1}, int64_t{1} << 32))
       ->type_name("N");
+  declare_kv_types(app, options->kv);
   auto* tensors = app.add_option("--tensors", options->pattern,
                                  "List the tensors; with a pattern (\"blk.*.attn_q*\" or a part of "
                                  "the name) only those that match")

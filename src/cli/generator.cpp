@@ -17,8 +17,8 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 Generator::Generator(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
-                     int64_t n_ctx)
-    : rt_(rt), model_(model), tokenizer_(tokenizer), path_(path), cache_(model, 1, n_ctx) {}
+                     int64_t n_ctx, const KvTypes& types)
+    : rt_(rt), model_(model), tokenizer_(tokenizer), path_(path), cache_(model, 1, n_ctx, types) {}
 
 std::vector<int32_t> Generator::encode(const std::string& text) const {
   std::vector<int32_t> ids = tokenizer_.encode(text, true);

@@ -25,7 +25,7 @@ struct Generated {
 class Generator {
  public:
   Generator(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
-            int64_t n_ctx);
+            int64_t n_ctx, const KvTypes& types);
   int64_t n_ctx() const { return cache_.capacity(); }
 
   // n_predict: tokens at most; negative: until the text ends or the context is full.

@@ -124,14 +124,14 @@ void read_sizes(const TensorFile& file, Facts& facts) {
         MetaValue{std::string(file.find_tensor("output.weight") ? "own" : "the embedding")});
 }
 
-MemoryNeed memory_need(const Model& model, int64_t tensor_bytes, int64_t n_ctx) {
-  MemoryNeed need{.n_ctx = n_ctx, .weights = tensor_bytes};
+MemoryNeed memory_need(const Model& model, int64_t tensor_bytes, int64_t n_ctx,
+                       const KvTypes& types) {
+  MemoryNeed need{.n_ctx = n_ctx, .kv_types = types, .weights = tensor_bytes};
   bool windowed = false;
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what)) {
-        // f16 keys and values
-        int64_t per_token = 2 * (a->k.weight.rows + a->v.weight.rows);
+        const int64_t per_token = kv_bytes_a_position(*a, types);
         need.kv_cache += per_token * n_ctx;
         windowed |= a->window > 0 && a->window < n_ctx;
         need.kv_cache_windowed += per_token * (a->window > 0 ? std::min(a->window, n_ctx) : n_ctx);
@@ -188,7 +188,8 @@ std::string describe(const MetaValue& value) {
       value.value);
 }
 
-Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, ThreadPool& pool) {
+Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, const KvTypes& types,
+              ThreadPool& pool) {
   Facts facts;
   facts.path = file->path;
   facts.format = file->format;
@@ -205,15 +206,19 @@ Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, ThreadPool&
   }
   for (const auto& [key, value] : file->metadata)
     if (key.starts_with("microtome.")) facts.receipt.emplace_back(key, value);
+  std::optional<Model> model;
   try {
-    Model model = open_model(file);
-    int64_t longest = model.context_length > 0 ? model.context_length : 4096;
-    facts.memory = memory_need(model, facts.tensor_bytes,
-                               n_ctx > 0 ? n_ctx : std::min<int64_t>(4096, longest));
+    model = open_model(file);
   } catch (const Error& e) {
     facts.cannot_run = e.what();
     std::string prefix = file->path + ": ";
     if (facts.cannot_run.starts_with(prefix)) facts.cannot_run.erase(0, prefix.size());
+  }
+  if (model) {
+    check_kv_types(*model, types);
+    const int64_t longest = model->context_length > 0 ? model->context_length : 4096;
+    facts.memory = memory_need(*model, facts.tensor_bytes,
+                               n_ctx > 0 ? n_ctx : std::min<int64_t>(4096, longest), types);
   }
   facts.wastes = find_waste(*file, pool);
   return facts;

@@ -8,6 +8,7 @@
 
 #include "base/threads.h"
 #include "flow/tensor_file.h"
+#include "run/kv_store.h"
 
 namespace mt::cli {
 
@@ -25,6 +26,7 @@ struct Waste {
 
 struct MemoryNeed {
   int64_t n_ctx = 0;
+  KvTypes kv_types;
   int64_t weights = 0, kv_cache = 0, logits = 0;
   int64_t kv_cache_windowed = 0;  // where layers with a window keep only that; 0: no such layers
   int64_t total() const { return weights + kv_cache + logits; }
@@ -50,7 +52,8 @@ struct Facts {
 };
 
 // n_ctx <= 0: 4096, or the model's own length where that is shorter. Throws Error.
-Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, ThreadPool& pool);
+Facts inspect(std::shared_ptr<const TensorFile> file, int64_t n_ctx, const KvTypes& types,
+              ThreadPool& pool);
 
 std::vector<Waste> find_waste(const TensorFile& file, ThreadPool& pool);
 

@@ -143,6 +143,12 @@ int run_program(int argc, char** argv, Context& context) {
     words.erase(words.begin() + 1);
     words.push_back(asked_help.data());
   }
+  // llama.cpp's names of two letters, which the parser would take for -c with a value.
+  std::string cache_keys = "--cache-type-k", cache_values = "--cache-type-v";
+  for (char*& word : words) {
+    if (word == std::string_view("-ctk")) word = cache_keys.data();
+    if (word == std::string_view("-ctv")) word = cache_values.data();
+  }
   CLI::App app("microtome: opens a pretrained transformer, cuts it to a size, says what it cost",
                "microtome");
   app.set_version_flag("--version", fmt::format("microtome {}", version()));
@@ -179,7 +185,7 @@ int run_program(int argc, char** argv, Context& context) {
     for (const auto& [sub, run] : runs)
       if (sub->parsed()) {
         where += " " + sub->get_name();
-        what = unknown_option(*sub, argc, argv);
+        what = unknown_option(*sub, static_cast<int>(words.size()), words.data());
       }
     if (where == "microtome" && dynamic_cast<const CLI::RequiredError*>(&e))
       what = no_command(argc, argv);

@@ -2,23 +2,30 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
+#include "kernels/kv_strips.h"
 
 namespace mt {
 
-// Products of the few queries that share a KV head with a run of cached rows, which are read from
-// memory once for all of them. The fast path's: tables may differ in rounding.
+// Products of the few queries that share a KV head with cached strips (kv_strips.h) of one format,
+// which are read from memory once for all of them. The fast path's: tables may differ in rounding,
+// by far less than the format's own.
 struct AttentionKernels {
-  // s[h*lds + j] = sum_i q[h*ldq + i] * keys[j*ldk + i]    h < heads, j < n, i < d
-  void (*scores)(int64_t heads, int64_t n, int64_t d, const float* q, int64_t ldq,
-                 const float* keys, int64_t ldk, float* s, int64_t lds);
-  // out[h*ldo + i] = sum_j p[h*ldp + j] * values[j*ldv + i]
-  void (*mix)(int64_t heads, int64_t n, int64_t d, const float* p, int64_t ldp, const float* values,
-              int64_t ldv, float* out, int64_t ldo);
+  // s[h*lds + j] = sum_i q[h*ldq + i] * key(j, i)    h < heads, j < 16 n_strips, i < d
+  // Positions that hold nothing give anything.
+  void (*scores)(int64_t heads, int64_t n_strips, int64_t d, const float* q, int64_t ldq,
+                 const std::byte* keys, float* s, int64_t lds);
+  // out[h*ldo + i] = (accumulate ? itself : 0) + sum_{from <= j < to} p[h*ldp + j] * value(j, i)
+  // p: readable to whole strips.
+  void (*mix)(int64_t heads, int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
+              const std::byte* values, float* out, int64_t ldo, bool accumulate);
 };
 
-const AttentionKernels& reference_attention_kernels();
-const AttentionKernels& avx512_attention_kernels();
-// Those that belong to a table; plain C++ where it has none of its own.
-const AttentionKernels& attention_kernels(const Kernels& table);
+// Of a format that is_kv_type.
+AttentionKernels reference_attention_kernels(Dtype dtype);
+AttentionKernels avx2_attention_kernels(Dtype dtype);
+AttentionKernels avx512f_attention_kernels(Dtype dtype);
+AttentionKernels avx512_attention_kernels(Dtype dtype);  // with VNNI
+// Those that belong to a table.
+AttentionKernels attention_kernels(const Kernels& table, Dtype dtype);
 
 }  // namespace mt

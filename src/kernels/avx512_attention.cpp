@@ -1,9 +1,11 @@
 #include <algorithm>
+#include <cassert>
 
 #include "kernels/attention.h"
-#include "kernels/attributes.h"
+#include "kernels/avx512_attention.h"
 #include "kernels/avx512_rows.h"
 
+// Attention over cached strips without scales: F32, F16, BF16.
 namespace mt {
 namespace {
 
@@ -28,12 +30,11 @@ MT_AVX512F_INLINE __m512 sums_of_16(__m512 (&v)[16]) {
   return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
 }
 
-MT_AVX512F void scores(int64_t heads, int64_t n, int64_t d, const float* q, int64_t ldq,
-                       const float* keys, int64_t ldk, float* s, int64_t lds) {
-  for (int64_t j = 0; j < n; j += 16) {
-    const __mmask16 there = first_lanes(n - j);
-    const float* row[16];  // keys that are not there are the first of the sixteen again
-    for (int r = 0; r < 16; ++r) row[r] = keys + (j + r < n ? j + r : j) * ldk;
+// F32 keys lie position by position.
+MT_AVX512F void scores_f32(int64_t heads, int64_t n_strips, int64_t d, const float* q, int64_t ldq,
+                           const std::byte* bytes, float* s, int64_t lds) {
+  const float* keys = reinterpret_cast<const float*>(bytes);
+  for (int64_t j = 0; j < n_strips * kStrip; j += kStrip)
     for (int64_t h = 0; h < heads; ++h) {
       __m512 sum[16];
       MT_UNROLL
@@ -43,65 +44,128 @@ MT_AVX512F void scores(int64_t heads, int64_t n, int64_t d, const float* q, int6
         const __m512 x = _mm512_maskz_loadu_ps(lanes, q + h * ldq + i);
         MT_UNROLL
         for (int r = 0; r < 16; ++r)
-          sum[r] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(lanes, row[r] + i), x, sum[r]);
+          sum[r] = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(lanes, keys + (j + r) * d + i), x, sum[r]);
       }
-      _mm512_mask_storeu_ps(s + h * lds + j, there, sums_of_16(sum));
+      _mm512_storeu_ps(s + h * lds + j, sums_of_16(sum));
+    }
+}
+
+struct F32Row {
+  static constexpr int64_t kBytes = 4;
+  MT_AVX512F_INLINE __m512 load(const std::byte* at, __mmask16 lanes) {
+    return _mm512_maskz_loadu_ps(lanes, at);
+  }
+};
+struct F16Row {
+  static constexpr int64_t kBytes = 2;
+  MT_AVX512F_INLINE __m512 load(const std::byte* at, __mmask16 lanes) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes, at));
+  }
+  MT_AVX512F_INLINE __m512 load(const std::byte* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+};
+struct Bf16Row {
+  static constexpr int64_t kBytes = 2;
+  MT_AVX512F_INLINE __m512 load(const std::byte* at, __mmask16 lanes) {
+    return widened(_mm256_maskz_loadu_epi16(lanes, at));
+  }
+  MT_AVX512F_INLINE __m512 load(const std::byte* at) {
+    return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
+  MT_AVX512F_INLINE __m512 widened(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+  }
+};
+
+// Keys channel by channel, sixteen positions side by side: no sums across lanes.
+template <class Row, int H>
+MT_AVX512F void scores_of(int64_t n_strips, int64_t d, const float* q, int64_t ldq,
+                          const std::byte* keys, float* s, int64_t lds) {
+  constexpr int kChains = H == 1 ? 4 : H == 2 ? 2 : H < 5 ? 2 : 1;  // an fma takes four cycles
+  constexpr int64_t kRow = kStrip * Row::kBytes;
+  for (int64_t b = 0; b < n_strips; ++b) {
+    __m512 sum[H][kChains];
+    MT_UNROLL
+    for (int h = 0; h < H; ++h) MT_UNROLL
+    for (int c = 0; c < kChains; ++c) sum[h][c] = _mm512_setzero_ps();
+    int64_t i = 0;
+    for (; i + kChains <= d; i += kChains) {
+      prefetch(keys + kAhead);
+      if (kChains * kRow > 64) prefetch(keys + kAhead + 64);
+      MT_UNROLL
+      for (int c = 0; c < kChains; ++c) {
+        const __m512 x = Row::load(keys + c * kRow);
+        MT_UNROLL
+        for (int h = 0; h < H; ++h)
+          sum[h][c] = _mm512_fmadd_ps(x, _mm512_set1_ps(q[h * ldq + i + c]), sum[h][c]);
+      }
+      keys += kChains * kRow;
+    }
+    for (; i < d; ++i) {
+      const __m512 x = Row::load(keys);
+      MT_UNROLL
+      for (int h = 0; h < H; ++h)
+        sum[h][0] = _mm512_fmadd_ps(x, _mm512_set1_ps(q[h * ldq + i]), sum[h][0]);
+      keys += kRow;
+    }
+    MT_UNROLL
+    for (int h = 0; h < H; ++h) {
+      if (kChains == 4) {
+        sum[h][0] = _mm512_add_ps(sum[h][0], sum[h][kChains / 2]);
+        sum[h][1 % kChains] = _mm512_add_ps(sum[h][1 % kChains], sum[h][kChains - 1]);
+      }
+      if (kChains > 1) sum[h][0] = _mm512_add_ps(sum[h][0], sum[h][1 % kChains]);
+      _mm512_storeu_ps(s + h * lds + b * kStrip, sum[h][0]);
     }
   }
 }
 
-template <int H>
-MT_AVX512F void mix_heads(int64_t n, int64_t d, const float* p, int64_t ldp, const float* values,
-                          int64_t ldv, float* out, int64_t ldo) {
+template <class Row, int H>
+MT_AVX512F void mix_of(int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
+                       const std::byte* values, float* out, int64_t ldo, bool accumulate) {
   for (int64_t i = 0; i < d; i += 64) {
-    __mmask16 lanes[4];
-    __m512 sum[H][4];
-    MT_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      lanes[c] = first_lanes(d - i - 16 * c);
-      MT_UNROLL
-      for (int h = 0; h < H; ++h) sum[h][c] = _mm512_setzero_ps();
-    }
-    for (int64_t j = 0; j < n; ++j) {
+    Slab512<H> sum;
+    load_slab(sum, d - i, out + i, ldo, accumulate);
+    for (int64_t j = from; j < to; ++j) {
+      const std::byte* row = values + (j * d + i) * Row::kBytes;
+      prefetch(row + kAhead);
+      prefetch(row + kAhead + 64);
       __m512 v[4];
       MT_UNROLL
-      for (int c = 0; c < 4; ++c)
-        v[c] = _mm512_maskz_loadu_ps(lanes[c], values + j * ldv + i + 16 * c);
+      for (int c = 0; c < 4; ++c) v[c] = Row::load(row + 16 * c * Row::kBytes, sum.lanes[c]);
       MT_UNROLL
       for (int h = 0; h < H; ++h) {
         const __m512 share = _mm512_set1_ps(p[h * ldp + j]);
         MT_UNROLL
-        for (int c = 0; c < 4; ++c) sum[h][c] = _mm512_fmadd_ps(share, v[c], sum[h][c]);
+        for (int c = 0; c < 4; ++c) sum.of[h][c] = _mm512_fmadd_ps(share, v[c], sum.of[h][c]);
       }
     }
-    MT_UNROLL
-    for (int h = 0; h < H; ++h) MT_UNROLL
-    for (int c = 0; c < 4; ++c)
-      _mm512_mask_storeu_ps(out + h * ldo + i + 16 * c, lanes[c], sum[h][c]);
+    store_slab(sum, out + i, ldo);
   }
 }
 
-using MixHeads = void (*)(int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*,
-                          int64_t);
-constexpr MixHeads mix_heads_of[6] = {nullptr,      mix_heads<1>, mix_heads<2>,
-                                      mix_heads<3>, mix_heads<4>, mix_heads<5>};
-
-void mix(int64_t heads, int64_t n, int64_t d, const float* p, int64_t ldp, const float* values,
-         int64_t ldv, float* out, int64_t ldo) {
-  for (int64_t h = 0; h < heads;) {
-    // At most five at once, 20 sums; six are three and three.
-    const int64_t left = heads - h, at_once = left > 5 ? (left + 1) / 2 : left;
-    const int64_t some = std::min<int64_t>(5, at_once);
-    mix_heads_of[some](n, d, p + h * ldp, ldp, values, ldv, out + h * ldo, ldo);
-    h += some;
-  }
-}
+template <class Row>
+struct Plain {
+  template <int H>
+  static constexpr ScoresOf scores = scores_of<Row, H>;
+  template <int H>
+  static constexpr MixOf mix = mix_of<Row, H>;
+};
+struct PlainF32 {
+  template <int H>
+  static constexpr MixOf mix = mix_of<F32Row, H>;
+};
 
 }  // namespace
 
-const AttentionKernels& avx512_attention_kernels() {
-  static const AttentionKernels table = {.scores = scores, .mix = mix};
-  return table;
+AttentionKernels avx512f_attention_kernels(Dtype dtype) {
+  assert(is_kv_type(dtype));
+  if (dtype == Dtype::F16) return {scores_by_heads<Plain<F16Row>>, mix_by_heads<Plain<F16Row>>};
+  if (dtype == Dtype::BF16) return {scores_by_heads<Plain<Bf16Row>>, mix_by_heads<Plain<Bf16Row>>};
+  if (dtype == Dtype::F32) return {scores_f32, mix_by_heads<PlainF32>};
+  // Products of bytes need VNNI; without it they go as with AVX2.
+  return {avx2_attention_kernels(dtype).scores, avx512_attention_kernels(dtype).mix};
 }
 
 }  // namespace mt

@@ -1,38 +1,64 @@
 #include <algorithm>
+#include <cassert>
+#include <vector>
 
 #include "kernels/attention.h"
 
 namespace mt {
 namespace {
 
-void scores(int64_t heads, int64_t n, int64_t d, const float* q, int64_t ldq, const float* keys,
-            int64_t ldk, float* s, int64_t lds) {
-  for (int64_t j = 0; j < n; ++j)
+template <Dtype T>
+void scores(int64_t heads, int64_t n_strips, int64_t d, const float* q, int64_t ldq,
+            const std::byte* keys, float* s, int64_t lds) {
+  std::vector<float> strip(static_cast<size_t>(kStrip * d));
+  for (int64_t b = 0; b < n_strips; ++b) {
+    load_keys(T, d, keys + b * kv_strip_bytes(T, d), strip.data());
     for (int64_t h = 0; h < heads; ++h) {
-      float sum = 0.0f;
-      for (int64_t i = 0; i < d; ++i) sum += q[h * ldq + i] * keys[j * ldk + i];
-      s[h * lds + j] = sum;
+      float* to = s + h * lds + b * kStrip;
+      std::fill_n(to, kStrip, 0.0f);
+      for (int64_t i = 0; i < d; ++i)
+        for (int64_t j = 0; j < kStrip; ++j)
+          to[j] += q[h * ldq + i] * strip[size_t(i * kStrip + j)];
     }
+  }
 }
 
-void mix(int64_t heads, int64_t n, int64_t d, const float* p, int64_t ldp, const float* values,
-         int64_t ldv, float* out, int64_t ldo) {
-  for (int64_t h = 0; h < heads; ++h) std::fill_n(out + h * ldo, d, 0.0f);
-  for (int64_t j = 0; j < n; ++j)
+template <Dtype T>
+void mix(int64_t heads, int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
+         const std::byte* values, float* out, int64_t ldo, bool accumulate) {
+  std::vector<float> strip(static_cast<size_t>(kStrip * d));
+  if (!accumulate)
+    for (int64_t h = 0; h < heads; ++h) std::fill_n(out + h * ldo, d, 0.0f);
+  for (int64_t j = from; j < to; ++j) {
+    if (j == from || j % kStrip == 0)
+      load_values(T, d, values + j / kStrip * kv_strip_bytes(T, d), strip.data());
     for (int64_t h = 0; h < heads; ++h)
-      for (int64_t i = 0; i < d; ++i) out[h * ldo + i] += p[h * ldp + j] * values[j * ldv + i];
+      for (int64_t i = 0; i < d; ++i)
+        out[h * ldo + i] += p[h * ldp + j] * strip[size_t(j % kStrip * d + i)];
+  }
+}
+
+template <Dtype T>
+AttentionKernels kernels() {
+  return {.scores = scores<T>, .mix = mix<T>};
 }
 
 }  // namespace
 
-const AttentionKernels& reference_attention_kernels() {
-  static const AttentionKernels table = {.scores = scores, .mix = mix};
-  return table;
+AttentionKernels reference_attention_kernels(Dtype dtype) {
+  assert(is_kv_type(dtype));
+  if (dtype == Dtype::F16) return kernels<Dtype::F16>();
+  if (dtype == Dtype::BF16) return kernels<Dtype::BF16>();
+  if (dtype == Dtype::Q8_0) return kernels<Dtype::Q8_0>();
+  if (dtype == Dtype::Q4_0) return kernels<Dtype::Q4_0>();
+  return kernels<Dtype::F32>();
 }
 
-const AttentionKernels& attention_kernels(const Kernels& table) {
-  return table.name.starts_with("avx512") ? avx512_attention_kernels()
-                                          : reference_attention_kernels();
+AttentionKernels attention_kernels(const Kernels& table, Dtype dtype) {
+  if (table.name == "avx2") return avx2_attention_kernels(dtype);
+  if (table.name == "avx512f") return avx512f_attention_kernels(dtype);
+  if (table.name.starts_with("avx512")) return avx512_attention_kernels(dtype);
+  return reference_attention_kernels(dtype);
 }
 
 }  // namespace mt

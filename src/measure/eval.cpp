@@ -72,7 +72,7 @@ struct WindowEvaluator::Impl {
 };
 
 WindowEvaluator::WindowEvaluator(const Runtime& rt, const Model* base, const Model& model,
-                                 int64_t n_ctx, Path path) {
+                                 int64_t n_ctx, Path path, const std::optional<KvTypes>& kv_types) {
   if (base && base->n_vocab != model.n_vocab)
     throw_error("{}: cannot be compared with {}: expected its vocabulary of {} tokens, found {}",
                 model.file->path, base->file->path, base->n_vocab, model.n_vocab);
@@ -83,7 +83,7 @@ WindowEvaluator::WindowEvaluator(const Runtime& rt, const Model* base, const Mod
                        .model = model,
                        .path = path,
                        .base_cache = {},
-                       .cache = KvCache(model, 1, n_ctx),
+                       .cache = KvCache(model, 1, n_ctx, kv_types.value_or(default_kv_types(path))),
                        .base_logits = {},
                        .logits_buffer = MatrixBuffer(rows, model.n_vocab),
                        .exps = MatrixBuffer(rt.pool.size(), model.n_vocab)});
@@ -156,7 +156,7 @@ Comparison evaluate(const Runtime& rt, const Model* base, const Model& model,
   for (const auto& w : windows) n_ctx = std::max<int64_t>(n_ctx, std::ssize(w));
   if (scored_range(n_ctx).count == 0)
     throw_error("a window of {} tokens has none to score: expected at least 3", n_ctx);
-  WindowEvaluator evaluator(rt, base, model, n_ctx, options.path);
+  WindowEvaluator evaluator(rt, base, model, n_ctx, options.path, options.kv_types);
   std::vector<WindowStats> stats;
   {
     Progress progress(options.label, windows.size());
@@ -207,8 +207,9 @@ Comparison perplexity(const Runtime& rt, const Model& model, const Windows& wind
 }
 
 void window_logits(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-                   Path path, const std::function<void(ConstMatrix rows)>& write) {
-  KvCache cache(model, 1, std::ssize(tokens));
+                   Path path, const std::function<void(ConstMatrix rows)>& write,
+                   const std::optional<KvTypes>& kv_types) {
+  KvCache cache(model, 1, std::ssize(tokens), kv_types.value_or(default_kv_types(path)));
   Chunk chunk{.sequence = 0, .tokens = tokens};
   MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, {.path = path, .tap = {}});
   int64_t slice = std::min(logits_slice_rows(model.n_vocab), hidden.rows());

@@ -24,6 +24,8 @@ inline ScoredRange scored_range(int64_t n_ctx) {
 
 struct EvalOptions {
   Path path = Path::exact;
+  // Of the measured model's cache; the base's is F32. Nothing: what the path has by default.
+  std::optional<KvTypes> kv_types;
   uint64_t seed = 1;     // of the bootstrap
   int resamples = 1000;  // of the bootstrap
   std::string label = "measuring";
@@ -40,7 +42,7 @@ class WindowEvaluator {
   // base: nullptr to measure one model alone. Throws Error where the vocabularies differ. The
   // models must outlive it.
   WindowEvaluator(const Runtime& rt, const Model* base, const Model& model, int64_t n_ctx,
-                  Path path);
+                  Path path, const std::optional<KvTypes>& kv_types = {});
   ~WindowEvaluator();
   // tokens: n_ctx or fewer, at least 3. Throws Error where a model gives logits that are no
   // numbers. The same bytes for any number of threads.
@@ -63,7 +65,8 @@ Comparison perplexity(const Runtime& rt, const Model& model, const Windows& wind
 
 // All logits of a window, slice by slice: write(rows) with rows [<= slice, n_vocab] in order.
 void window_logits(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-                   Path path, const std::function<void(ConstMatrix rows)>& write);
+                   Path path, const std::function<void(ConstMatrix rows)>& write,
+                   const std::optional<KvTypes>& kv_types = {});
 
 // Rows of logits [n_vocab] that go in a slice of about 128 MB, at most 256.
 int64_t logits_slice_rows(int64_t n_vocab);

@@ -85,7 +85,8 @@ Accuracy accuracy(int64_t right, int64_t n) {
 
 class Scorer {
  public:
-  Scorer(const Runtime& rt, const Model& model, Path path) : rt_(rt), model_(model), path_(path) {}
+  Scorer(const Runtime& rt, const Model& model, Path path, const KvTypes& types)
+      : rt_(rt), model_(model), path_(path), types_(types) {}
 
   // Fills scores[i][c] for a batch of questions.
   void score(std::span<const Encoded> batch, std::span<std::vector<double>> scores) {
@@ -94,7 +95,7 @@ class Scorer {
       for (const auto& ids : q.ids) longest = std::max(longest, ids.size());
       most_choices = std::max(most_choices, q.ids.size());
     }
-    KvCache cache(model_, std::ssize(batch), static_cast<int64_t>(longest));
+    KvCache cache(model_, std::ssize(batch), static_cast<int64_t>(longest), types_);
     std::vector<Chunk> chunks;
     for (size_t i = 0; i < batch.size(); ++i)
       if (batch[i].n_shared > 0)
@@ -152,6 +153,7 @@ class Scorer {
   const Runtime& rt_;
   const Model& model_;
   Path path_;
+  KvTypes types_;
 };
 
 }  // namespace
@@ -161,7 +163,7 @@ QaResult answer_questions(const Runtime& rt, const Model& model, const Tokenizer
   // Enough tokens side by side that decoding the weights does not count.
   constexpr size_t kBatch = 16;
   QaResult out;
-  Scorer scorer(rt, model, options.path);
+  Scorer scorer(rt, model, options.path, options.kv_types.value_or(default_kv_types(options.path)));
   Progress progress("answering questions", questions.size());
   int64_t right = 0, right_normalised = 0;
   for (size_t begin = 0; begin < questions.size(); begin += kBatch) {

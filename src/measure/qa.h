@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,7 @@ namespace mt {
 
 struct QaOptions {
   Path path = Path::exact;
+  std::optional<KvTypes> kv_types;  // of the cache; nothing: what the path has by default
   // Stands between query and choice. Blanks at its end are counted to the choice, as tokens carry
   // the blank before their word.
   std::string separator = "\nAnswer: ";

@@ -52,17 +52,16 @@ void attend_one(const Kernels& k, const Attention& a, const float* q, ConstMatri
 
 }  // namespace
 
-void attend(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatrix keys,
-            ConstMatrix values, int64_t first, Matrix out) {
+void attend(const Runtime& rt, const Attention& a, ConstMatrix q, HeadRows keys, HeadRows values,
+            int64_t first, Matrix out) {
   const Kernels& k = rt.kernels;
-  const int64_t d = a.d_head, group = a.n_heads / a.n_kv_heads;
+  const int64_t d = a.d_head, group = a.n_heads / a.n_kv_heads, n = first + q.rows;
   if (q.rows < 4) {
     rt.pool.parallel_for(q.rows * a.n_heads, [&](int64_t task, int) {
       const int64_t t = task / a.n_heads, h = task % a.n_heads, kv = h / group;
       AlignedBuffer<float> scores(static_cast<size_t>(first + t + 1));
-      attend_one(k, a, q.row(t) + h * d, keys.slice_cols(kv * d, (kv + 1) * d),
-                 values.slice_cols(kv * d, (kv + 1) * d), first + t, scores.data(),
-                 out.row(t) + h * d);
+      attend_one(k, a, q.row(t) + h * d, keys.head(kv, n, d), values.head(kv, n, d), first + t,
+                 scores.data(), out.row(t) + h * d);
     });
     return;
   }
@@ -75,12 +74,11 @@ void attend(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatrix ke
     MatrixBuffer s(end - begin, high - low);
     AlignedBuffer<float> packed(static_cast<size_t>(d * kPanel));
     tile_probabilities(k, a, q.slice_rows(begin, end).slice_cols(h * d, (h + 1) * d),
-                       keys.slice_cols(kv * d, (kv + 1) * d), first + begin, low, high,
-                       packed.data(), s);
+                       keys.head(kv, n, d), first + begin, low, high, packed.data(), s);
+    const ConstMatrix value = values.head(kv, n, d);
     for (int64_t c = 0; c < d; c += kPanel)
       k.gemm_panel(end - begin, std::min(kPanel, d - c), high - low, s.data(), s.cols(),
-                   values.row(low) + kv * d + c, values.stride, out.row(begin) + h * d + c,
-                   out.stride, false);
+                   value.row(low) + c, value.stride, out.row(begin) + h * d + c, out.stride, false);
   });
 }
 

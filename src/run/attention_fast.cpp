@@ -22,14 +22,24 @@ int64_t first_key(const Attention& a, int64_t p) {
   return a.window > 0 ? std::max<int64_t>(0, p + 1 - a.window) : 0;
 }
 
-// The query heads of one KV head at position p. Partial results of each run: out[run][head][d],
+// Strips [begin, end) that have one format: the first may have its own.
+template <class F>
+void for_formats(const CachedRows& rows, int64_t begin, int64_t end, F&& fn) {
+  if (begin == 0 && end > 1 && rows.first_dtype != rows.dtype) {
+    fn(rows.first_dtype, 0, 1);
+    begin = 1;
+  }
+  fn(rows.dtype_of(begin), begin, end);
+}
+
+// The query heads of each KV head at position p. Partial results of each run: out[run][head][d],
 // and its maximum and sum.
-void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatrix keys,
-                ConstMatrix values, int64_t p, float* out) {
+void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const CachedRows& keys,
+                const CachedRows& values, int64_t p, float* out) {
   const Kernels& k = rt.kernels;
-  const AttentionKernels& products = attention_kernels(k);
   const int64_t d = a.d_head, group = a.n_heads / a.n_kv_heads;
-  const int64_t low = first_key(a, p), seen = p + 1 - low, runs = ceil_div(seen, kRun);
+  const int64_t low = first_key(a, p), start = low / kStrip * kStrip;
+  const int64_t runs = ceil_div(p + 1 - start, kRun);
   AlignedBuffer<float> scaled(static_cast<size_t>(a.n_heads * d));
   for (int64_t i = 0; i < a.n_heads * d; ++i) scaled[size_t(i)] = q.data[i] * a.scale;
   AlignedBuffer<float> partial(static_cast<size_t>(runs * a.n_heads * d));
@@ -37,21 +47,31 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatri
   AlignedBuffer<double> total(static_cast<size_t>(runs * a.n_heads));
   rt.pool.parallel_for(runs * a.n_kv_heads, [&](int64_t task, int) {
     const int64_t run = task / a.n_kv_heads, kv = task % a.n_kv_heads;
-    const int64_t begin = low + run * kRun, n = std::min(kRun, p + 1 - begin);
+    const int64_t begin = start + run * kRun, n = std::min(kRun, p + 1 - begin);
+    const int64_t hidden = std::max<int64_t>(0, low - begin);  // of the first strip, by a window
+    const int64_t strip = begin / kStrip, last = strip + ceil_div(n, kStrip);
     // Heads by as many as the scratch holds.
     constexpr int64_t kHeads = 8;
     alignas(64) float s[kHeads * kRun];
     for (int64_t first = 0; first < group; first += kHeads) {
       const int64_t heads = std::min(kHeads, group - first), h0 = kv * group + first;
-      products.scores(heads, n, d, scaled.data() + h0 * d, d, keys.row(begin) + kv * d, keys.stride,
-                      s, kRun);
+      for_formats(keys, strip, last, [&](Dtype type, int64_t from, int64_t to) {
+        attention_kernels(k, type).scores(heads, to - from, d, scaled.data() + h0 * d, d,
+                                          keys.strip(kv, from), s + (from - strip) * kStrip, kRun);
+      });
       for (int64_t h = 0; h < heads; ++h) {
         const auto at = static_cast<size_t>(run * a.n_heads + h0 + h);
-        maximum[at] = k.max(s + h * kRun, n);
-        total[at] = k.exp_sum(s + h * kRun, n, maximum[at]);
+        float* row = s + h * kRun + hidden;
+        maximum[at] = k.max(row, n - hidden);
+        total[at] = k.exp_sum(row, n - hidden, maximum[at]);
       }
-      products.mix(heads, n, d, s, kRun, values.row(begin) + kv * d, values.stride,
-                   partial.data() + (run * a.n_heads + h0) * d, d);
+      float* mixed = partial.data() + (run * a.n_heads + h0) * d;
+      for_formats(values, strip, last, [&](Dtype type, int64_t from, int64_t to) {
+        const int64_t skipped = (from - strip) * kStrip;
+        attention_kernels(k, type).mix(heads, std::max<int64_t>(0, hidden - skipped),
+                                       std::min(n - skipped, (to - from) * kStrip), d, s + skipped,
+                                       kRun, values.strip(kv, from), mixed, d, skipped > 0);
+      });
     }
   });
   for (int64_t h = 0; h < a.n_heads; ++h) {
@@ -71,6 +91,20 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatri
              d);
     }
   }
+}
+
+// A strip in f32: keys [d][16], values [16][d].
+void unpack_keys(const Kernels& k, Dtype type, int64_t d, const std::byte* strip, float* y) {
+  if (type == Dtype::F16 || type == Dtype::BF16)
+    k.decode_row(type, strip, y, kStrip * d);
+  else
+    load_keys(type, d, strip, y);
+}
+void unpack_values(const Kernels& k, Dtype type, int64_t d, const std::byte* strip, float* y) {
+  if (type == Dtype::F16 || type == Dtype::BF16)
+    k.decode_row(type, strip, y, kStrip * d);
+  else
+    load_values(type, d, strip, y);
 }
 
 // Keys and values of one KV head as gemm_pairs takes them.
@@ -94,18 +128,19 @@ struct PackedKeys {
   uint32_t* value_panel(int64_t c, int64_t j) {
     return values.data() + (c * pairs_n + j / 2) * kPanel;
   }
-  // Positions low + j .. of one panel.
-  void pack(const Kernels& k, ConstMatrix key, ConstMatrix value, int64_t j) {
-    const int64_t here = std::min(kPanel, n - j);
-    AlignedBuffer<uint32_t> rows(static_cast<size_t>(kPanel * pairs_d));
-    for (int64_t r = 0; r < here; ++r)
-      k.round_pairs(key.row(low + j + r), d, rows.data() + r * pairs_d);
-    k.transpose_pairs(here, pairs_d, rows.data(), pairs_d, key_panel(j));
-    for (int64_t c = 0; c < columns; ++c) {
-      const int64_t width = std::min(kPanel, d - c * kPanel);
-      uint32_t* to = value_panel(c, j);
-      std::fill_n(to, kPanel / 2 * kPanel, 0u);
-      k.interleave_pairs(width, here, value.row(low + j) + c * kPanel, value.stride, to, kPanel);
+  // Positions low + j .. of one panel of KV head `head`.
+  void pack(const Kernels& k, const CachedRows& key, const CachedRows& value, int64_t head,
+            int64_t j) {
+    AlignedBuffer<float> strip(static_cast<size_t>(kStrip * d));
+    for (int64_t c = 0; c < columns; ++c) std::fill_n(value_panel(c, j), kPanel / 2 * kPanel, 0u);
+    for (int64_t half = 0; half < kPanel && j + half < n; half += kStrip) {
+      const int64_t s = (low + j + half) / kStrip, here = std::min(kStrip, n - j - half);
+      unpack_keys(k, key.dtype_of(s), d, key.strip(head, s), strip.data());
+      k.interleave_pairs(kStrip, d, strip.data(), kStrip, key_panel(j) + half, kPanel);
+      unpack_values(k, value.dtype_of(s), d, value.strip(head, s), strip.data());
+      for (int64_t c = 0; c < columns; ++c)
+        k.interleave_pairs(std::min(kPanel, d - c * kPanel), here, strip.data() + c * kPanel, d,
+                           value_panel(c, j + half), kPanel);
     }
   }
 };
@@ -160,10 +195,32 @@ void attend_tile(const Kernels& k, const Attention& a, ConstMatrix q, PackedKeys
   }
 }
 
+// Prompts where products of pairs are slow: what is seen, in f32.
+void attend_unpacked(const Runtime& rt, const Attention& a, ConstMatrix q, const CachedRows& keys,
+                     const CachedRows& values, int64_t first, Matrix out) {
+  const int64_t d = a.d_head, low = first_key(a, first) / kStrip * kStrip;
+  const int64_t strips = ceil_div(first + q.rows - low, kStrip);
+  const int64_t head = (strips * kStrip + kPanel) * d;  // readable a panel past the end
+  AlignedBuffer<float> key(static_cast<size_t>(a.n_kv_heads * head));
+  AlignedBuffer<float> value(static_cast<size_t>(a.n_kv_heads * head));
+  rt.pool.parallel_for(strips * a.n_kv_heads, [&](int64_t task, int) {
+    const int64_t kv = task / strips, at = task % strips, s = low / kStrip + at;
+    AlignedBuffer<float> strip(static_cast<size_t>(kStrip * d));
+    unpack_keys(rt.kernels, keys.dtype_of(s), d, keys.strip(kv, s), strip.data());
+    float* to = key.data() + kv * head + at * kStrip * d;
+    for (int64_t j = 0; j < kStrip; ++j)
+      for (int64_t i = 0; i < d; ++i) to[j * d + i] = strip[size_t(i * kStrip + j)];
+    unpack_values(rt.kernels, values.dtype_of(s), d, values.strip(kv, s),
+                  value.data() + kv * head + at * kStrip * d);
+  });
+  // Positions are counted from `low`; what a window hides does not change by that.
+  attend(rt, a, q, {key.data(), d, head}, {value.data(), d, head}, first - low, out);
+}
+
 }  // namespace
 
-void attend_fast(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatrix keys,
-                 ConstMatrix values, int64_t first, Matrix out) {
+void attend_fast(const Runtime& rt, const Attention& a, ConstMatrix q, const CachedRows& keys,
+                 const CachedRows& values, int64_t first, Matrix out) {
   const Kernels& k = rt.kernels;
   const int64_t d = a.d_head, group = a.n_heads / a.n_kv_heads;
   if (q.rows < kFewQueries) {
@@ -171,15 +228,14 @@ void attend_fast(const Runtime& rt, const Attention& a, ConstMatrix q, ConstMatr
       attend_one(rt, a, q.slice_rows(t, t + 1), keys, values, first + t, out.row(t));
     return;
   }
-  if (!k.fast_pairs) return attend(rt, a, q, keys, values, first, out);
-  const int64_t low = first_key(a, first), n = first + q.rows - low;
+  if (!k.fast_pairs) return attend_unpacked(rt, a, q, keys, values, first, out);
+  const int64_t low = first_key(a, first) / kStrip * kStrip, n = first + q.rows - low;
   std::vector<PackedKeys> packed;
   for (int64_t kv = 0; kv < a.n_kv_heads; ++kv) packed.emplace_back(low, n, d);
   const int64_t panels = ceil_div(n, kPanel);
   rt.pool.parallel_for(panels * a.n_kv_heads, [&](int64_t task, int) {
     const int64_t kv = task / panels;
-    packed[size_t(kv)].pack(k, keys.slice_cols(kv * d, (kv + 1) * d),
-                            values.slice_cols(kv * d, (kv + 1) * d), task % panels * kPanel);
+    packed[size_t(kv)].pack(k, keys, values, kv, task % panels * kPanel);
   });
   const int64_t tiles = ceil_div(q.rows, kTile);
   rt.pool.parallel_for(tiles * a.n_heads, [&](int64_t task, int) {

@@ -229,7 +229,7 @@ class Pass {
     MatrixBuffer ob = std::move(kept.out);
     if (ob.rows() == 0) {
       ob = MatrixBuffer(n_, q_dim);
-      attend(rt_, a, q, key, value, 0, ob);
+      attend(rt_, a, q, HeadRows::of(key, a.d_head), HeadRows::of(value, a.d_head), 0, ob);
     }
     const Matrix out = ob.view().slice_rows(0, n_);
     MatrixBuffer du = update_gradient(s, out, a.o, d);

@@ -13,8 +13,10 @@
 namespace mt {
 
 struct KvCache::Impl {
-  int64_t n_layers, n_sequences, capacity, kv_dim;
-  AlignedBuffer<float> keys, values;
+  int64_t n_sequences, capacity;
+  KvTypes types;
+  // One a layer; slot: the sequence.
+  std::vector<KvStore> keys, values;
   std::vector<int64_t> lengths;
   // What a pass computes on its way to the stream, by use: kept from pass to pass, so that the
   // token loop allocates nothing and a prompt does not ask the system for cleared pages again.
@@ -27,39 +29,25 @@ struct KvCache::Impl {
     if (scratch[use].size() < n) scratch[use] = AlignedBuffer<float>(n);
     return {scratch[use].data(), rows, cols, cols};
   }
-
-  // [capacity, kv_dim] of one layer and sequence
-  Matrix slot(AlignedBuffer<float>& of, int64_t layer, int64_t sequence) {
-    return {of.data() + (layer * n_sequences + sequence) * capacity * kv_dim, capacity, kv_dim,
-            kv_dim};
-  }
 };
 
-namespace {
-int64_t kv_dim_of(const Model& model) {
-  for (const Step& step : model.steps)
-    for (const Site& site : step.sites)
-      if (const auto* a = std::get_if<Attention>(&site.what)) return a->n_kv_heads * a->d_head;
-  return 0;
-}
-
-// Attention reads full panels of 32 columns: past the last row there must be memory.
-constexpr int64_t kPadding = 64;
-}  // namespace
-
-KvCache::KvCache(const Model& model, int64_t n_sequences, int64_t capacity)
+KvCache::KvCache(const Model& model, int64_t n_sequences, int64_t capacity, const KvTypes& types)
     : impl_(std::make_unique<Impl>()) {
-  int64_t dim = kv_dim_of(model);
-  auto floats = checked_mul(static_cast<uint64_t>(model.n_layers * dim),
-                            static_cast<uint64_t>(n_sequences * capacity));
-  if (!floats || *floats > (uint64_t{1} << 40))
-    throw_error("a cache of {} sequences of {} positions is too large", n_sequences, capacity);
-  impl_->n_layers = model.n_layers;
+  check_kv_types(model, types);
   impl_->n_sequences = n_sequences;
   impl_->capacity = capacity;
-  impl_->kv_dim = dim;
-  impl_->keys = AlignedBuffer<float>(*floats + kPadding);
-  impl_->values = AlignedBuffer<float>(*floats + kPadding);
+  impl_->types = types;
+  impl_->keys.resize(static_cast<size_t>(model.n_layers));
+  impl_->values.resize(static_cast<size_t>(model.n_layers));
+  for (const Step& step : model.steps)
+    for (const Site& site : step.sites)
+      if (const auto* a = std::get_if<Attention>(&site.what)) {
+        const auto layer = static_cast<size_t>(step.layer);
+        impl_->keys[layer] =
+            KvStore(KvPart::keys, types.keys, n_sequences, a->n_kv_heads, a->d_head, capacity);
+        impl_->values[layer] =
+            KvStore(KvPart::values, types.values, n_sequences, a->n_kv_heads, a->d_head, capacity);
+      }
   impl_->lengths.assign(static_cast<size_t>(n_sequences), 0);
 }
 KvCache::~KvCache() = default;
@@ -68,6 +56,9 @@ int64_t KvCache::n_sequences() const {
 }
 int64_t KvCache::capacity() const {
   return impl_->capacity;
+}
+const KvTypes& KvCache::types() const {
+  return impl_->types;
 }
 int64_t KvCache::length(int64_t s) const {
   return impl_->lengths[static_cast<size_t>(s)];
@@ -82,6 +73,12 @@ namespace {
 struct Span {  // rows of the batch that belong to one sequence
   int64_t sequence, row, n, first;
 };
+
+HeadRows f32_rows(const CachedRows& rows) {
+  assert(rows.dtype == Dtype::F32 && rows.first_dtype == Dtype::F32);
+  return {reinterpret_cast<const float*>(rows.data), rows.d,
+          rows.head_bytes / static_cast<int64_t>(sizeof(float))};
+}
 
 void attention_site(const Runtime& rt, const Model& model, const Attention& a, int64_t layer,
                     KvCache::Impl& cache, std::span<const Span> spans,
@@ -108,21 +105,23 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
     options.tap(Point::attn_k, layer, k);
     options.tap(Point::attn_v, layer, v);
   }
-  for (const Span& s : spans) {
-    Matrix keys = cache.slot(cache.keys, layer, s.sequence);
-    Matrix values = cache.slot(cache.values, layer, s.sequence);
+  KvStore& keys = cache.keys[static_cast<size_t>(layer)];
+  KvStore& values = cache.values[static_cast<size_t>(layer)];
+  for (const Span& s : spans)
     for_rows(rt, s.n, [&](int64_t t) {
-      std::copy_n(k.row(s.row + t), k.cols, keys.row(s.first + t));
-      std::copy_n(v.row(s.row + t), v.cols, values.row(s.first + t));
+      keys.write(s.sequence, s.first + t, k.row(s.row + t));
+      values.write(s.sequence, s.first + t, v.row(s.row + t));
     });
-  }
   // Many short chunks (sequences side by side): a task a sequence. A long one: tiles inside.
-  auto* product = options.path == Path::fast ? attend_fast : attend;
   auto run = [&](int64_t i, int) {
     const Span& s = spans[static_cast<size_t>(i)];
-    product(rt, a, q.slice_rows(s.row, s.row + s.n), cache.slot(cache.keys, layer, s.sequence),
-            cache.slot(cache.values, layer, s.sequence), s.first,
-            out.slice_rows(s.row, s.row + s.n));
+    const CachedRows key = keys.rows(s.sequence), value = values.rows(s.sequence);
+    const Matrix queries = q.slice_rows(s.row, s.row + s.n);
+    const Matrix result = out.slice_rows(s.row, s.row + s.n);
+    if (options.path == Path::fast)
+      attend_fast(rt, a, queries, key, value, s.first, result);
+    else
+      attend(rt, a, queries, f32_rows(key), f32_rows(value), s.first, result);
   };
   if (std::ssize(spans) == 1)
     run(0, 0);
@@ -154,6 +153,9 @@ void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cac
 MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
                      std::span<const Chunk> chunks, const ForwardOptions& options) {
   KvCache::Impl& kv = cache.impl();
+  if (options.path != Path::fast && kv.types != KvTypes{})
+    throw_error("a cache in {} and {} is of the fast path; expected F32 on this one",
+                name(kv.types.keys), name(kv.types.values));
   std::vector<Span> spans;
   int64_t n = 0;
   for (const Chunk& c : chunks) {

@@ -9,6 +9,7 @@
 #include "base/threads.h"
 #include "flow/model.h"
 #include "kernels/kernels.h"
+#include "run/kv_store.h"
 
 namespace mt {
 
@@ -28,13 +29,22 @@ enum class Path {
 // y[t,o] = sum_i x[t,i] * W[o,i] (+ bias[o])   x:[n_tokens,in]  W:[out,in]  y:[n_tokens,out]
 void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y);
 
-// Keys and values of several sequences, f32. Layer by layer, [seq, position, n_kv_heads*d_head].
+// What the cache of the fast path is without other wishes: F16, as in llama.cpp. Others: F32.
+inline KvTypes default_kv_types(Path path) {
+  if (path != Path::fast) return {};
+  return {.keys = Dtype::F16, .values = Dtype::F16};
+}
+
+// Keys and values of several sequences. Layer by layer, [sequence][KV head][position][d_head], in
+// strips (run/kv_store.h). The exact path and the bf16 path take F32 only.
 class KvCache {
  public:
-  KvCache(const Model& model, int64_t n_sequences, int64_t capacity);
+  // Throws Error where the formats do not fit the model or the cache is too large.
+  KvCache(const Model& model, int64_t n_sequences, int64_t capacity, const KvTypes& types = {});
   ~KvCache();
   int64_t n_sequences() const;
   int64_t capacity() const;  // positions a sequence
+  const KvTypes& types() const;
   int64_t length(int64_t sequence) const;
   void truncate(int64_t sequence, int64_t length);
   struct Impl;
@@ -80,7 +90,7 @@ struct ForwardOptions {
 
 // Runs the chunks (at most one a sequence) as one batch and appends to the cache. Returns the
 // normed final stream [sum of chunk lengths, d_model], chunk after chunk. Throws Error where a
-// token is outside the vocabulary or the cache is full.
+// token is outside the vocabulary, the cache is full or its formats are not the path's.
 MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
                      std::span<const Chunk> chunks, const ForwardOptions& options = {});
 

@@ -12,7 +12,7 @@ namespace {
 
 TEST(Bench, CountsWhatATokenReads) {
   const Model model = open_tiny("tiny_llama");
-  const TokenCost cost = token_cost(model);
+  const TokenCost cost = token_cost(model, {.keys = Dtype::F16, .values = Dtype::F32});
   int64_t maps = 0, products = 0, kv = 0;
   for (const LinearMap* map : linear_maps(model)) {
     if (map == &model.embedding && model.head) continue;
@@ -21,7 +21,7 @@ TEST(Bench, CountsWhatATokenReads) {
   }
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
-      if (const auto* a = std::get_if<Attention>(&site.what)) kv += 8 * a->n_kv_heads * a->d_head;
+      if (const auto* a = std::get_if<Attention>(&site.what)) kv += 6 * a->n_kv_heads * a->d_head;
   EXPECT_EQ(cost.weight_products + cost.head_products, products);
   EXPECT_EQ(cost.kv_bytes_a_position, kv);
   // All maps once, the norms and at most one row of an embedding that is apart.
@@ -33,7 +33,7 @@ TEST(Bench, RunsAtADepthAndGoesBack) {
   ThreadPool pool(2);
   const Runtime rt{select_kernels(), pool};
   const Model model = open_tiny("tiny_qwen2");
-  SpeedBench bench(model, Path::fast, 40);
+  SpeedBench bench(model, Path::fast, 40, default_kv_types(Path::fast));
   EXPECT_GT(bench.run(rt, {Phase::prompt, 24, 0}), 0);
   EXPECT_GT(bench.run(rt, {Phase::decode, 8, 32}), 0);
   EXPECT_GT(bench.run(rt, {Phase::prompt, 8, 32}), 0);

@@ -218,7 +218,7 @@ TEST(Inspect, SaysWhatTheFileHolds) {
   EXPECT_TRUE(j["metadata"]["llama.block_count"].is_number_integer());
   const int64_t layers = sizes["n_layers"], kv = sizes["n_kv_heads"];
   const int64_t d_head = sizes["d_model"].get<int64_t>() / sizes["n_heads"].get<int64_t>();
-  EXPECT_EQ(j["memory"]["kv_cache_f16"], layers * kv * d_head * 2 * 2 * 100);
+  EXPECT_EQ(j["memory"]["kv_cache"], layers * kv * d_head * 2 * 2 * 100);
 }
 
 TEST(Inspect, FiltersTensors) {

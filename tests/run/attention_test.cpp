@@ -7,14 +7,23 @@
 
 #include "run/linear.h"
 
-// The fast path's attention beside the exact one: for single tokens f32 sums in another order, for
-// prompts products of values rounded to bf16 (relative 2^-9 each).
+// The fast path's attention beside the exact one over what the cache holds: for single tokens f32
+// sums in another order, for prompts products of values rounded to bf16 (relative 2^-9 each).
 namespace mt {
 namespace {
 
 struct Case {
   int64_t n_heads, n_kv_heads, d_head, window, first, n;
 };
+
+constexpr Case kCases[] = {
+    {3, 1, 64, 0, 0, 1},      {6, 2, 64, 0, 700, 1},    {4, 4, 32, 0, 5, 3},
+    {12, 2, 128, 0, 1300, 2}, {7, 1, 96, 100, 1000, 1}, {7, 1, 80, 100, 1000, 1},
+    {9, 3, 64, 0, 0, 70},     {4, 2, 48, 0, 600, 33},   {2, 1, 256, 64, 900, 130},
+    {9, 1, 16, 700, 1100, 5}, {9, 1, 32, 523, 1100, 5}, {10, 1, 32, 20, 33, 3},
+    {4, 1, 64, 33, 90, 20}};
+
+constexpr Dtype kTypes[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
 
 MatrixBuffer random_matrix(int64_t rows, int64_t cols, int seed) {
   std::mt19937 random(static_cast<unsigned>(seed));
@@ -23,37 +32,114 @@ MatrixBuffer random_matrix(int64_t rows, int64_t cols, int seed) {
     m.data()[i] = std::normal_distribution<float>()(random);
   return m;
 }
+ConstMatrix all(const MatrixBuffer& m) {
+  return m.view().slice_rows(0, m.rows() - 1);
+}
+
+// Rows in a store's slot 1 of 3, and what is held there, [n, heads*d] and a row to read past.
+struct Cached {
+  KvStore store;
+  MatrixBuffer held;
+  Cached(KvPart part, Dtype type, ConstMatrix rows, int64_t n_heads, int64_t d)
+      : store(part, type, 3, n_heads, d, rows.rows + 5), held(rows.rows + 1, n_heads * d) {
+    for (int64_t t = 0; t < rows.rows; ++t) {
+      std::vector<float> other(size_t(rows.cols), 1e3f);  // the neighbours' rows do not count
+      store.write(0, t, other.data());
+      store.write(1, t, rows.row(t));
+      store.write(2, t, other.data());
+    }
+    held.zero();
+    const CachedRows r = store.rows(1);
+    std::vector<float> strip(size_t(kStrip * d));
+    for (int64_t h = 0; h < n_heads; ++h)
+      for (int64_t t = 0; t < rows.rows; ++t) {
+        const int64_t s = t / kStrip;
+        const auto load = part == KvPart::keys ? load_keys : load_values;
+        if (t % kStrip == 0) load(r.dtype_of(s), d, r.strip(h, s), strip.data());
+        for (int64_t i = 0; i < d; ++i)
+          held.row(t)[h * d + i] =
+              strip[size_t(part == KvPart::keys ? i * kStrip + t % kStrip : t % kStrip * d + i)];
+      }
+  }
+};
+
+Attention attention_of(const Case& c) {
+  Attention a;
+  a.n_heads = c.n_heads;
+  a.n_kv_heads = c.n_kv_heads;
+  a.d_head = c.d_head;
+  a.window = c.window;
+  a.scale = 1.0f / std::sqrt(static_cast<float>(c.d_head));
+  return a;
+}
 
 TEST(AttendFast, IsNearTheExactOneAndTheSameForAnyThreads) {
   ThreadPool one(1), three(3);
-  for (const Case& c :
-       {Case{3, 1, 64, 0, 0, 1}, Case{6, 2, 64, 0, 700, 1}, Case{4, 4, 32, 0, 5, 3},
-        Case{12, 2, 128, 0, 1300, 2}, Case{7, 1, 80, 100, 1000, 1}, Case{9, 3, 64, 0, 0, 70},
-        Case{4, 2, 48, 0, 600, 33}, Case{2, 1, 256, 64, 900, 130}, Case{9, 1, 16, 700, 1100, 5}}) {
-    Attention a;
-    a.n_heads = c.n_heads;
-    a.n_kv_heads = c.n_kv_heads;
-    a.d_head = c.d_head;
-    a.window = c.window;
-    a.scale = 1.0f / std::sqrt(static_cast<float>(c.d_head));
+  int number = 0;
+  for (const Case& c : kCases) {
+    const Attention a = attention_of(c);
     const MatrixBuffer q = random_matrix(c.n, c.n_heads * c.d_head, 1);
     const MatrixBuffer keys = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 2);
     const MatrixBuffer values = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 3);
-    auto all = [&](const MatrixBuffer& m) { return m.view().slice_rows(0, m.rows() - 1); };
-    for (const Kernels* table : available_kernels()) {
-      MatrixBuffer exact(c.n, c.n_heads * c.d_head), fast(c.n, c.n_heads * c.d_head),
-          again(c.n, c.n_heads * c.d_head);
-      attend({*table, three}, a, all(q), all(keys), all(values), c.first, exact);
-      attend_fast({*table, three}, a, all(q), all(keys), all(values), c.first, fast);
-      attend_fast({*table, one}, a, all(q), all(keys), all(values), c.first, again);
-      // Scores are off by at most 2^-8 sum |q k| scale, about 3 % of the shares at worst here.
-      const double bound = table->fast_pairs && c.n >= 9 ? 0.03 : 2e-6;
-      for (int64_t i = 0; i < c.n * c.n_heads * c.d_head; ++i) {
-        ASSERT_NEAR(fast.data()[i], exact.data()[i], bound)
-            << table->name << " d " << c.d_head << " first " << c.first << " at " << i;
-        ASSERT_EQ(fast.data()[i], again.data()[i]) << table->name;
+    ++number;
+    for (size_t k = 0; k < std::size(kTypes); ++k) {
+      // Keys in every format, values in another one: the diagonal is met by some case.
+      const Dtype key_type = kTypes[k], value_type = kTypes[(k + size_t(number)) % 5];
+      if (!kv_type_fits(key_type, c.d_head) || !kv_type_fits(value_type, c.d_head)) continue;
+      const Cached key(KvPart::keys, key_type, all(keys), c.n_kv_heads, c.d_head);
+      const Cached value(KvPart::values, value_type, all(values), c.n_kv_heads, c.d_head);
+      MatrixBuffer exact(c.n, c.n_heads * c.d_head);
+      attend({select_kernels(), three}, a, all(q), HeadRows::of(all(key.held), c.d_head),
+             HeadRows::of(all(value.held), c.d_head), c.first, exact);
+      for (const Kernels* table : available_kernels()) {
+        MatrixBuffer fast(c.n, c.n_heads * c.d_head), again(c.n, c.n_heads * c.d_head);
+        attend_fast({*table, three}, a, all(q), key.store.rows(1), value.store.rows(1), c.first,
+                    fast);
+        attend_fast({*table, one}, a, all(q), key.store.rows(1), value.store.rows(1), c.first,
+                    again);
+        // bf16: scores are off by at most 2^-8 sum |q k| scale, about 3 % of the shares at worst
+        // here. Bytes: a query is rounded to 2^-15.9 of its largest, scores to 1e-4 at worst.
+        const bool bf16 = table->fast_pairs && c.n >= 9;
+        const double bound = bf16 ? 0.03 : has_kv_scales(key_type) ? 1e-4 : 2e-6;
+        for (int64_t i = 0; i < c.n * c.n_heads * c.d_head; ++i) {
+          ASSERT_NEAR(fast.data()[i], exact.data()[i], bound)
+              << table->name << " " << name(key_type) << " " << name(value_type) << " d "
+              << c.d_head << " first " << c.first << " at " << i;
+          ASSERT_EQ(fast.data()[i], again.data()[i]) << table->name << " " << name(key_type);
+        }
       }
     }
+  }
+}
+
+// Of the cache's rounding alone, in the root mean square over normal keys and values: a score is
+// off by e (e: of one value, relative), so is a mixed value, and the two are independent.
+TEST(AttendFast, FormatsCostTheirRounding) {
+  ThreadPool pool(2);
+  const Case c{6, 2, 64, 0, 700, 1};
+  const Attention a = attention_of(c);
+  const MatrixBuffer q = random_matrix(c.n, c.n_heads * c.d_head, 1);
+  const MatrixBuffer keys = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 2);
+  const MatrixBuffer values = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 3);
+  MatrixBuffer exact(c.n, c.n_heads * c.d_head), fast(c.n, c.n_heads * c.d_head);
+  attend({select_kernels(), pool}, a, all(q), HeadRows::of(all(keys), c.d_head),
+         HeadRows::of(all(values), c.d_head), c.first, exact);
+  // A block's largest of 32 normal values is 2.1 on average: steps of 2.1 / 127 and 2.1 / 8.
+  const std::pair<Dtype, double> expected[] = {
+      {Dtype::F16, 2.1e-4}, {Dtype::BF16, 1.7e-3}, {Dtype::Q8_0, 4.8e-3}, {Dtype::Q4_0, 7.6e-2}};
+  for (const auto& [type, e] : expected) {
+    const Cached key(KvPart::keys, type, all(keys), c.n_kv_heads, c.d_head);
+    const Cached value(KvPart::values, type, all(values), c.n_kv_heads, c.d_head);
+    attend_fast({select_kernels(), pool}, a, all(q), key.store.rows(1), value.store.rows(1),
+                c.first, fast);
+    double difference = 0, size = 0;
+    for (int64_t i = 0; i < c.n_heads * c.d_head; ++i) {
+      difference += std::pow(double(fast.data()[i]) - double(exact.data()[i]), 2);
+      size += std::pow(double(exact.data()[i]), 2);
+    }
+    const double relative = std::sqrt(difference / size);
+    EXPECT_LT(relative, 2 * e) << name(type);
+    EXPECT_GT(relative, 0.5 * e) << name(type);
   }
 }
 

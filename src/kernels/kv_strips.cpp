@@ -1,0 +1,175 @@
+#include "kernels/kv_strips.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "dtype/half.h"
+
+namespace mt {
+namespace {
+
+constexpr float kLargestHalf = 65504.0f;
+
+uint16_t saturated_half(float x) {
+  // Infinities and NaN stay what they are: somebody is to see them.
+  return float_to_half(std::isfinite(x) ? std::clamp(x, -kLargestHalf, kLargestHalf) : x);
+}
+
+template <class T>
+void put(std::byte* at, int64_t i, T value) {
+  std::memcpy(at + i * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
+}
+template <class T>
+T get(const std::byte* at, int64_t i) {
+  T value;
+  std::memcpy(&value, at + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+// Codes of a block of 32 values around `zero`, 0 .. 2 zero - 1, and the bits of its scale.
+// Q8_0 (zero 128): the largest magnitude is 127 steps. Q4_0 (zero 8): the value of the largest
+// magnitude is -8 steps.
+uint16_t round_block(const float* x, int zero, uint8_t* codes) {
+  float largest = 0.0f, sum = 0.0f;
+  for (int64_t i = 0; i < kKvBlock; ++i) {
+    if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
+    sum += x[i] * 0.0f;
+  }
+  if (sum != 0.0f) {  // NaN: something is not finite
+    std::memset(codes, zero, kKvBlock);
+    return float_to_half(std::numeric_limits<float>::quiet_NaN());
+  }
+  const float step = zero == 128 ? std::fabs(largest) / 127.0f : largest / -8.0f;
+  const uint16_t scale = saturated_half(step);
+  const float rounded = half_value(scale), inverse = rounded == 0.0f ? 0.0f : 1.0f / rounded;
+  const float low = zero == 128 ? -127.0f : -8.0f, high = zero == 128 ? 127.0f : 7.0f;
+  for (int64_t i = 0; i < kKvBlock; ++i)
+    // Clamped and shifted to positive numbers, truncation rounds to nearest.
+    codes[i] = static_cast<uint8_t>(std::clamp(x[i] * inverse, low, high) +
+                                    (static_cast<float>(zero) + 0.5f));
+  return scale;
+}
+
+int64_t scales_bytes(int64_t d) {
+  return d / kKvBlock * kStrip * 2;
+}
+
+uint16_t round_16(Dtype dtype, float x) {
+  return dtype == Dtype::F16 ? saturated_half(x) : float_to_bf16(x);
+}
+float value_16(Dtype dtype, uint16_t x) {
+  return dtype == Dtype::F16 ? half_value(x) : bf16_value(x);
+}
+
+}  // namespace
+
+bool is_kv_type(Dtype dtype) {
+  return dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16 || has_kv_scales(dtype);
+}
+
+int64_t kv_strip_bytes(Dtype dtype, int64_t d) {
+  assert(is_kv_type(dtype) && kv_type_fits(dtype, d));
+  return kStrip * row_bytes(dtype, d);
+}
+
+void store_key(Dtype dtype, int64_t d, const float* x, std::byte* strip, int64_t lane) {
+  if (dtype == Dtype::F32) {
+    std::memcpy(strip + lane * d * 4, x, static_cast<size_t>(d) * 4);
+  } else if (!has_kv_scales(dtype)) {
+    for (int64_t i = 0; i < d; ++i) put(strip, i * kStrip + lane, round_16(dtype, x[i]));
+  } else {
+    uint8_t codes[kKvBlock];
+    std::byte* rows = strip + scales_bytes(d);
+    for (int64_t b = 0; b * kKvBlock < d; ++b) {
+      const bool bytes = dtype == Dtype::Q8_0;
+      put(strip, b * kStrip + lane, round_block(x + b * kKvBlock, bytes ? 128 : 8, codes));
+      if (bytes) {
+        for (int64_t g = 0; g < 8; ++g)
+          std::memcpy(rows + ((b * 8 + g) * kStrip + lane) * 4, codes + g * 4, 4);
+      } else {
+        for (int64_t g = 0; g < 4; ++g)
+          for (int64_t i = 0; i < 4; ++i)
+            put(rows, ((b * 4 + g) * kStrip + lane) * 4 + i,
+                static_cast<uint8_t>(codes[g * 8 + i] | codes[g * 8 + 4 + i] << 4));
+      }
+    }
+  }
+}
+
+void store_value(Dtype dtype, int64_t d, const float* x, std::byte* strip, int64_t lane) {
+  if (dtype == Dtype::F32) {
+    std::memcpy(strip + lane * d * 4, x, static_cast<size_t>(d) * 4);
+  } else if (!has_kv_scales(dtype)) {
+    for (int64_t i = 0; i < d; ++i) put(strip, lane * d + i, round_16(dtype, x[i]));
+  } else {
+    uint8_t codes[kKvBlock];
+    std::byte* rows = strip + scales_bytes(d);
+    for (int64_t b = 0; b * kKvBlock < d; ++b) {
+      const bool bytes = dtype == Dtype::Q8_0;
+      put(strip, b * kStrip + lane, round_block(x + b * kKvBlock, bytes ? 128 : 8, codes));
+      if (bytes)
+        for (int64_t i = 0; i < kKvBlock; ++i)
+          put(rows, lane * d + b * kKvBlock + i, static_cast<int8_t>(codes[i] - 128));
+      else
+        for (int64_t i = 0; i < 16; ++i)
+          put(rows, lane * d / 2 + b * 16 + i, static_cast<uint8_t>(codes[i] | codes[i + 16] << 4));
+    }
+  }
+}
+
+void load_keys(Dtype dtype, int64_t d, const std::byte* strip, float* y) {
+  if (dtype == Dtype::F32) {
+    for (int64_t j = 0; j < kStrip; ++j)
+      for (int64_t i = 0; i < d; ++i) y[i * kStrip + j] = get<float>(strip, j * d + i);
+  } else if (!has_kv_scales(dtype)) {
+    for (int64_t i = 0; i < d * kStrip; ++i) y[i] = value_16(dtype, get<uint16_t>(strip, i));
+  } else {
+    const std::byte* rows = strip + scales_bytes(d);
+    float scale[kStrip];
+    for (int64_t i = 0; i < d; ++i) {
+      if (i % kKvBlock == 0)
+        for (int64_t j = 0; j < kStrip; ++j)
+          scale[j] = half_value(get<uint16_t>(strip, i / kKvBlock * kStrip + j));
+      for (int64_t j = 0; j < kStrip; ++j) {
+        int code;
+        if (dtype == Dtype::Q8_0)
+          code = get<uint8_t>(rows, (i / 4 * kStrip + j) * 4 + i % 4) - 128;
+        else
+          code =
+              (get<uint8_t>(rows, (i / 8 * kStrip + j) * 4 + i % 4) >> (i % 8 < 4 ? 0 : 4) & 15) -
+              8;
+        y[i * kStrip + j] = scale[j] * static_cast<float>(code);
+      }
+    }
+  }
+}
+
+void load_values(Dtype dtype, int64_t d, const std::byte* strip, float* y) {
+  if (dtype == Dtype::F32) {
+    std::memcpy(y, strip, static_cast<size_t>(kStrip * d) * 4);
+  } else if (!has_kv_scales(dtype)) {
+    for (int64_t i = 0; i < d * kStrip; ++i) y[i] = value_16(dtype, get<uint16_t>(strip, i));
+  } else {
+    const std::byte* rows = strip + scales_bytes(d);
+    for (int64_t j = 0; j < kStrip; ++j)
+      for (int64_t b = 0; b < d / kKvBlock; ++b) {
+        const float scale = half_value(get<uint16_t>(strip, b * kStrip + j));
+        float* to = y + j * d + b * kKvBlock;
+        if (dtype == Dtype::Q8_0) {
+          for (int64_t i = 0; i < kKvBlock; ++i)
+            to[i] = scale * static_cast<float>(get<int8_t>(rows, j * d + b * kKvBlock + i));
+        } else {
+          for (int64_t i = 0; i < 16; ++i) {
+            const auto both = get<uint8_t>(rows, j * d / 2 + b * 16 + i);
+            to[i] = scale * static_cast<float>((both & 15) - 8);
+            to[i + 16] = scale * static_cast<float>((both >> 4) - 8);
+          }
+        }
+      }
+  }
+}
+
+}  // namespace mt

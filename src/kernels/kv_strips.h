@@ -1,0 +1,43 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "dtype/dtype.h"
+
+namespace mt {
+
+// How keys and values lie in the cache: the positions of one KV head in strips of 16, a strip as
+// the kernels read it. d: channels of a head. "Scales" are [d/32][16] f16, those of a block of 32
+// channels at the 16 positions side by side; the formats' grids are those of their GGUF namesakes.
+//   F32        keys and values [16][d]
+//   F16, BF16  keys [d][16], values [16][d]
+//   Q8_0       keys: scales, then [d/4][16][4] codes + 128; values: scales, then [16][d] codes
+//   Q4_0       keys: scales, then [d/8][16][4] bytes, channel 8g + i in the low and 8g + 4 + i in
+//              the high half of byte i; values: scales, then [16][d/2] bytes, of every block of 32
+//              channel i in the low and 16 + i in the high half of byte i
+inline constexpr int64_t kStrip = 16;
+inline constexpr int64_t kKvBlock = 32;  // channels that share a scale
+
+// F32, F16, BF16, Q8_0, Q4_0.
+bool is_kv_type(Dtype dtype);
+constexpr bool has_kv_scales(Dtype dtype) {
+  return dtype == Dtype::Q8_0 || dtype == Dtype::Q4_0;
+}
+// Formats with scales need whole blocks.
+constexpr bool kv_type_fits(Dtype dtype, int64_t d) {
+  return !has_kv_scales(dtype) || d % kKvBlock == 0;
+}
+int64_t kv_strip_bytes(Dtype dtype, int64_t d);
+
+// Rounds x[d] into position `lane` (0..15) of a strip; touches nothing of the other lanes. What is
+// too large for f16 becomes its largest value; what is not finite stays so (with scales: the whole
+// block becomes NaN).
+void store_key(Dtype dtype, int64_t d, const float* x, std::byte* strip, int64_t lane);
+void store_value(Dtype dtype, int64_t d, const float* x, std::byte* strip, int64_t lane);
+
+// All of a strip in f32. y[i*16 + j]: channel i of position j.
+void load_keys(Dtype dtype, int64_t d, const std::byte* strip, float* y);
+// y[j*d + i]
+void load_values(Dtype dtype, int64_t d, const std::byte* strip, float* y);
+
+}  // namespace mt

@@ -1,0 +1,169 @@
+#include "kernels/attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "dtype/half.h"
+
+// Strips of cached rows: what rounding costs, and every table's products beside f64 sums over the
+// values that the strip holds.
+namespace mt {
+namespace {
+
+constexpr Dtype kTypes[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
+
+std::vector<float> normal(size_t n, unsigned seed, float size = 1) {
+  std::mt19937 random(seed);
+  std::vector<float> x(n);
+  for (float& v : x) v = size * std::normal_distribution<float>()(random);
+  return x;
+}
+
+// The largest error of one value of a block whose largest magnitude is `largest`.
+double rounding(Dtype type, double x, double largest) {
+  if (type == Dtype::F32) return 0;
+  if (type == Dtype::F16) return std::max(std::fabs(x) * 0x1p-11, 0x1p-25);
+  if (type == Dtype::BF16) return std::fabs(x) * 0x1p-8;
+  // Half a step; at Q4_0 a whole one for what is opposite to the largest: -8 .. 7. The step itself
+  // is rounded to f16, which the largest code multiplies.
+  const double step = largest / (type == Dtype::Q8_0 ? 127 : 8);
+  return step * (type == Dtype::Q8_0 ? 0.5 + 127 * 0x1p-11 : 1 + 8 * 0x1p-11) * 1.0001;
+}
+
+struct Strips {
+  Dtype type;
+  int64_t n, d, strips;
+  std::vector<std::byte> keys, values;
+  std::vector<float> held_keys, held_values;  // [n, d]
+
+  Strips(Dtype t, int64_t n_, int64_t d_, const std::vector<float>& k, const std::vector<float>& v)
+      : type(t), n(n_), d(d_), strips((n_ + kStrip - 1) / kStrip) {
+    const int64_t bytes = kv_strip_bytes(t, d);
+    keys.assign(size_t(strips * bytes), std::byte{0xff});  // NaN where nothing is
+    values = keys;
+    for (int64_t j = 0; j < n; ++j) {
+      store_key(t, d, k.data() + j * d, keys.data() + j / kStrip * bytes, j % kStrip);
+      store_value(t, d, v.data() + j * d, values.data() + j / kStrip * bytes, j % kStrip);
+    }
+    std::vector<float> strip(size_t(kStrip * d));
+    for (int64_t b = 0; b < strips; ++b) {
+      load_keys(t, d, keys.data() + b * bytes, strip.data());
+      for (int64_t j = 0; j < std::min(kStrip, n - b * kStrip); ++j)
+        for (int64_t i = 0; i < d; ++i) held_keys.push_back(strip[size_t(i * kStrip + j)]);
+      load_values(t, d, values.data() + b * bytes, strip.data());
+      held_values.insert(held_values.end(), strip.begin(),
+                         strip.begin() + std::min(kStrip, n - b * kStrip) * d);
+    }
+  }
+};
+
+TEST(KvStrips, RoundAsTheirFormats) {
+  for (const Dtype type : kTypes)
+    for (const int64_t d : {32, 64, 96, 13}) {
+      if (!kv_type_fits(type, d)) continue;
+      const int64_t n = 21;
+      const auto k = normal(size_t(n * d), 1), v = normal(size_t(n * d), 2, 1e-3f);
+      const Strips s(type, n, d, k, v);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t i = 0; i < d; ++i)
+          for (const auto& [x, held] : {std::pair(&k, &s.held_keys), {&v, &s.held_values}}) {
+            double largest = 0;
+            for (int64_t b = i / 32 * 32; b < std::min(i / 32 * 32 + 32, d); ++b)
+              largest = std::max(largest, std::fabs(double((*x)[size_t(j * d + b)])));
+            const auto at = size_t(j * d + i);
+            ASSERT_NEAR((*held)[at], (*x)[at], rounding(type, (*x)[at], largest))
+                << name(type) << " d " << d << " at " << at;
+          }
+    }
+}
+
+TEST(KvStrips, KeepTheLargestAndShowWhatIsNotFinite) {
+  for (const Dtype type : kTypes) {
+    std::vector<float> x(64, 0.25f);
+    x[3] = -4e5f;
+    const Strips large(type, 1, 64, x, x);
+    for (const auto* held : {&large.held_keys, &large.held_values})
+      EXPECT_NEAR((*held)[3], type == Dtype::F16 ? -65504.0 : -4e5, 3e3) << name(type);
+    x[3] = std::numeric_limits<float>::infinity();
+    const Strips bad(type, 1, 64, x, x);
+    for (const auto* held : {&bad.held_keys, &bad.held_values}) {
+      EXPECT_FALSE(std::isfinite((*held)[3])) << name(type);
+      EXPECT_TRUE(std::isfinite((*held)[40])) << name(type);  // of another block
+    }
+    const std::vector<float> zeros(64, 0.0f);
+    const Strips nothing(type, 1, 64, zeros, zeros);
+    EXPECT_EQ(nothing.held_keys, zeros);
+    EXPECT_EQ(nothing.held_values, zeros);
+  }
+}
+
+TEST(AttentionKernels, EveryTableReadsWhatTheStripsHold) {
+  for (const Dtype type : kTypes)
+    for (const int64_t d : {16, 64, 80, 96, 256, 288, 13})
+      for (const int64_t heads : {1, 2, 3, 4, 5, 6, 7, 8, 11}) {
+        if (!kv_type_fits(type, d) || (heads > 3 && d > 100 && d != 288)) continue;
+        const int64_t n = heads % 2 ? 37 : 16, width = 48;
+        const auto q = normal(size_t(heads * d), 3);
+        const Strips s(type, n, d, normal(size_t(n * d), 4), normal(size_t(n * d), 5));
+        auto p = normal(size_t(heads * width), 6);
+        for (const Kernels* table : available_kernels()) {
+          const AttentionKernels kernels = attention_kernels(*table, type);
+          std::vector<float> scores(size_t(heads * width));
+          kernels.scores(heads, s.strips, d, q.data(), d, s.keys.data(), scores.data(), width);
+          // A query of the byte products is rounded by 2^-15.9 of the largest of its 32 channels,
+          // here below 5; sums in f32 besides.
+          for (int64_t h = 0; h < heads; ++h)
+            for (int64_t j = 0; j < n; ++j) {
+              double exact = 0, size = 0;
+              for (int64_t i = 0; i < d; ++i) {
+                const double key = s.held_keys[size_t(j * d + i)];
+                exact += q[size_t(h * d + i)] * key;
+                size += 5 * std::fabs(key) * (has_kv_scales(type) ? 0x1p-15 : 0) +
+                        std::fabs(q[size_t(h * d + i)] * key) * double(d) * 0x1p-23;
+              }
+              ASSERT_NEAR(scores[size_t(h * width + j)], exact, size)
+                  << table->name << " " << name(type) << " d " << d << " heads " << heads << " key "
+                  << j;
+            }
+          for (const auto& [from, to] : {std::pair<int64_t, int64_t>{0, n}, {5, n}, {5, 7}})
+            for (const bool accumulate : {false, true}) {
+              std::vector<float> out(size_t(heads * d), accumulate ? 0.5f : NAN);
+              kernels.mix(heads, from, to, d, p.data(), width, s.values.data(), out.data(), d,
+                          accumulate);
+              for (int64_t h = 0; h < heads; ++h)
+                for (int64_t i = 0; i < d; ++i) {
+                  double exact = accumulate ? 0.5 : 0, size = 1;
+                  for (int64_t j = from; j < to; ++j) {
+                    const double term =
+                        double(p[size_t(h * width + j)]) * double(s.held_values[size_t(j * d + i)]);
+                    exact += term;
+                    size += std::fabs(term);
+                  }
+                  ASSERT_NEAR(out[size_t(h * d + i)], exact, size * double(n) * 0x1p-23)
+                      << table->name << " " << name(type) << " d " << d << " heads " << heads
+                      << " channel " << i << " from " << from;
+                }
+            }
+        }
+      }
+}
+
+TEST(AttentionKernels, AQueryThatIsNotFiniteGivesNoNumbers) {
+  for (const Dtype type : kTypes) {
+    auto q = normal(64, 7);
+    q[40] = NAN;
+    const Strips s(type, 16, 64, normal(16 * 64, 8), normal(16 * 64, 9));
+    for (const Kernels* table : available_kernels()) {
+      std::vector<float> scores(16);
+      attention_kernels(*table, type)
+          .scores(1, 1, 64, q.data(), 64, s.keys.data(), scores.data(), 16);
+      for (float x : scores) EXPECT_TRUE(std::isnan(x)) << table->name << " " << name(type);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mt
