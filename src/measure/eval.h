@@ -25,7 +25,7 @@ inline ScoredRange scored_range(int64_t n_ctx) {
 struct EvalOptions {
   Path path = Path::exact;
   // Of the measured model's cache; the base's is F32. Nothing: what the path has by default.
-  std::optional<KvTypes> kv_types;
+  std::optional<KvTypes> kv_types = {};
   uint64_t seed = 1;     // of the bootstrap
   int resamples = 1000;  // of the bootstrap
   std::string label = "measuring";

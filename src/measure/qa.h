@@ -12,7 +12,7 @@ namespace mt {
 
 struct QaOptions {
   Path path = Path::exact;
-  std::optional<KvTypes> kv_types;  // of the cache; nothing: what the path has by default
+  std::optional<KvTypes> kv_types = {};  // of the cache; nothing: what the path has by default
   // Stands between query and choice. Blanks at its end are counted to the choice, as tokens carry
   // the blank before their word.
   std::string separator = "\nAnswer: ";
