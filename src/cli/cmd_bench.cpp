@@ -293,10 +293,10 @@ void show(Context& context, const Options& o, const Result& r) {
 int run(Context& context, const Options& o) {
   if (!o.against.empty()) check_command(o.against);
   const Model model = open_model(o.model);
+  const Result result = measure(o, model);
   warn_beyond_training(
       context, model,
       *std::max_element(o.depths.begin(), o.depths.end()) + std::max(o.prompt, o.decode));
-  const Result result = measure(o, model);
   if (context.json)
     context.print_json(to_json(o, model, result));
   else

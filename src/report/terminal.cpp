@@ -186,9 +186,9 @@ void places(Page& page, const Report& r, int max_places) {
   double total = 0, largest = 0;
   for (const auto& p : r.places) {
     const double loss = ranking_loss(p);
-    if (loss <= 0) continue;
+    if (loss == 0 && p.from == p.to) continue;
     order.push_back(&p);
-    total += loss, largest = std::max(largest, loss);
+    if (loss > 0) total += loss, largest = std::max(largest, loss);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) {
     return ranking_loss(*a) > ranking_loss(*b);
