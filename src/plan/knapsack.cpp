@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 
 namespace mt {
 namespace {
@@ -186,7 +187,8 @@ CoreAnswer solve_core(const Classes& classes, const Core& core, const std::vecto
   for (int i = 0; i < n; ++i) relaxation.setInteger(i);
   // A byte more or less in a tensor of a gigabyte is a matter of the ninth digit.
   relaxation.setDblParam(OsiPrimalTolerance, 1e-9);
-  CbcModel model(relaxation);
+  auto owner = std::make_unique<CbcModel>(relaxation);
+  CbcModel& model = *owner;
   model.setIntegerTolerance(1e-9);
   model.setLogLevel(0);
   model.setNumberThreads(0);
@@ -196,7 +198,12 @@ CoreAnswer solve_core(const Classes& classes, const Core& core, const std::vecto
   model.setMaximumNodes(int(std::min<int64_t>(limits.max_nodes, 1 << 30)));
   model.setMaximumSeconds(limits.max_seconds);
   model.setBestSolution(first.data(), n, (at_hand - least_cost) * cost_scale);
-  model.branchAndBound();
+  try {
+    model.branchAndBound();
+  } catch (...) {
+    (void)owner.release();  // where memory ran out its destructor follows a null pointer
+    throw;
+  }
 
   const double bound = model.getBestPossibleObjValue() / cost_scale + least_cost;
   answer.bound = std::isfinite(bound) ? std::clamp(bound, at_hand - open, at_hand) : at_hand - open;
