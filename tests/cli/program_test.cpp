@@ -510,6 +510,50 @@ TEST(Program, AContextBeyondTheModelsTrainingIsWarnedOf) {
   }
 }
 
+TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
+  const std::string model = golden("tiny_qwen3.gguf");
+  auto bytes = [&](std::vector<std::string> options) {
+    options.insert(options.begin(), {"inspect", model, "--ctx", "100", "--json"});
+    Outcome r = run(options);
+    EXPECT_EQ(r.code, 0) << r.err;
+    return json::parse(r.out)["memory"]["kv_cache"].get<int64_t>();
+  };
+  const int64_t f16 = bytes({});
+  EXPECT_EQ(bytes({"-ctk", "f32"}), f16 / 2 * 3);
+  EXPECT_EQ(bytes({"--cache-type-k", "Q8_0", "-ctv", "q4_0"}), f16 / 128 * (34 + 18));
+  for (const char* type : {"f32", "bf16", "q8_0", "q4_0"}) {
+    Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "30", "-ctk", type, "-ctv",
+                     type, "--json"});
+    EXPECT_EQ(r.code, 0) << r.err;
+  }
+  Outcome r = run({"generate", model, "--raw", "-p", "abc", "-ctk", "q5_0"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.err.find("--cache-type-k: q5_0 not in"), std::string::npos) << r.err;
+  r = run({"generate", model, "--raw", "-p", "abc", "-ctk", "q8_0", "--path", "exact"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.err.find("the exact path's is F32"), std::string::npos) << r.err;
+  r = run({"generate", golden("tiny_llama.gguf"), "--raw", "-p", "abc", "-ctv", "q8_0"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.err.find("multiple of 32 channels, found 16"), std::string::npos) << r.err;
+}
+
+TEST(Cache, BenchComparesFormats) {
+  Outcome r = run({"bench", golden("tiny_qwen3.gguf"), "-p", "0", "-n", "4", "-d", "20", "-r", "2",
+                   "-t", "1", "-ctk", "f32,q8_0,f16", "-ctv", "f32,q4_0,f16", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const json said = json::parse(r.out);
+  ASSERT_EQ(said["results"].size(), 3u);
+  EXPECT_EQ(said["results"][1]["cache"], "Q8_0/Q4_0");
+  EXPECT_EQ(said["results"][0]["ratio_to_first_cache"]["median"], 1.0);
+  EXPECT_GT(said["results"][1]["ratio_to_first_cache"]["median"].get<double>(), 0);
+  // 2 layers, one KV head of 32 channels.
+  EXPECT_EQ(said["caches"][0]["kv_bytes_per_position"], 2 * 2 * 128);
+  EXPECT_EQ(said["caches"][1]["kv_bytes_per_position"], 2 * (34 + 18));
+  r = run({"bench", golden("tiny_qwen3.gguf"), "-ctk", "f32,f16", "-ctv", "f32,f16,q8_0"});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.err.find("found 2 and 3"), std::string::npos) << r.err;
+}
+
 TEST(Generate, FiguresStandBelowTheText) {
   // Both streams in one pipe: what is buffered of the one must not come after the other.
   const std::string command = std::string(MT_BINARY) + " generate " + golden("tiny_llama.gguf") +
