@@ -12,4 +12,4 @@ say() { printf '\n$ %s\n' "$*"; "$@"; }
 say build/microtome compress "$model" --size 75MB --refine 0 -o "$small" --force $progress
 say build/microtome generate "$small" -p 'Why is the sky blue?' -n 60 --temp 0
 printf '\nThe small model: %s (%d bytes; the original has %d)\nThe page:        %s\n' \
-  "$small" "$(stat -c %s "$small")" "$(stat -c %s "$model")" ${small%.gguf}.html
+  "$small" "$(stat -Lc %s "$small")" "$(stat -Lc %s "$model")" ${small%.gguf}.html
