@@ -11,25 +11,73 @@
 namespace mt {
 namespace {
 
-// Blocks of a stretch of one row with one field 1 and the others 0.
-class Basis {
+// What a stretch of one row of dW says of its blocks' fields and scales of sub-blocks.
+class Contraction {
  public:
-  using Decode = decltype(Kernels::decode_row);
-  Basis(const Weight& w, Decode how) : w_(w), format_(info(w.dtype)), decode_(how) {}
+  Contraction(const Weight& w, const Kernels& k, std::span<float> gradient,
+              const SubScaleTap& sub_tap)
+      : w_(w),
+        k_(k),
+        format_(info(w.dtype)),
+        offsets_(scale_offsets(w.dtype)),
+        subs_(sub_scales(w.dtype)),
+        gradient_(gradient),
+        sub_tap_(sub_tap) {}
 
-  // dst: n floats, n and `column` multiples of the block length
-  void decode(int64_t row, int64_t column, int64_t n, size_t field, float* dst) {
-    const std::byte* from = w_.row(row) + column / format_.block_length * format_.block_bytes;
-    bytes_.assign(from, from + row_bytes(w_.dtype, n));
-    isolate_field(w_.dtype, field, bytes_);
-    decode_(w_.dtype, bytes_.data(), dst, n);
+  // dw: n floats, n and `column` multiples of the block length
+  void add(int64_t row, int64_t column, int64_t n, const float* dw) {
+    const int64_t length = format_.block_length, first = (row * w_.cols + column) / length;
+    const std::byte* from = w_.row(row) + column / length * format_.block_bytes;
+    const size_t fields = offsets_.size();
+    basis_.resize(fields * static_cast<size_t>(n));
+    for (size_t field = 0; field < fields; ++field) {
+      bytes_.assign(from, from + row_bytes(w_.dtype, n));
+      isolate_levels(w_.dtype, field, bytes_);
+      k_.decode_row(w_.dtype, bytes_.data(), basis(field, n), n);
+    }
+    for (int64_t b = 0; b < n / length; ++b) {
+      float* to = gradient_.data() + (first + b) * std::ssize(offsets_);
+      const float* d = dw + b * length;
+      if (subs_.count > 0)
+        add_subs(first + b, from + b * format_.block_bytes, d, b * length, n, to);
+      else
+        for (size_t field = 0; field < fields; ++field)
+          to[field] += k_.dot(d, basis(field, n) + b * length, length);
+    }
   }
 
  private:
+  float* basis(size_t field, int64_t n) { return basis_.data() + field * static_cast<size_t>(n); }
+
+  // decoded = field * scale * basis, so each of the two has the other times the same sum.
+  void add_subs(int64_t block, const std::byte* bytes, const float* dw, int64_t at, int64_t n,
+                float* to) {
+    int scales[kMostSubScales];
+    float gradient[kMostSubScales];
+    read_sub_scales(w_.dtype, bytes, scales);
+    size_t i = 0;
+    for (size_t field = 0; field < offsets_.size(); ++field) {
+      uint16_t half;
+      std::memcpy(&half, bytes + offsets_[field], sizeof half);
+      const float value = half_to_float(half), *levels = basis(field, n) + at;
+      for (int s = 0; s < subs_.count; ++s, ++i) {
+        const float sum = k_.dot(dw + s * subs_.length, levels + s * subs_.length, subs_.length);
+        to[field] += static_cast<float>(scales[i]) * sum;
+        gradient[i] = value * sum;
+      }
+    }
+    if (sub_tap_) sub_tap_(block, {gradient, i});
+  }
+
   const Weight& w_;
+  const Kernels& k_;
   const DtypeInfo& format_;
-  const Decode decode_;
+  const std::span<const int> offsets_;
+  const SubScales subs_;
+  const std::span<float> gradient_;
+  const SubScaleTap& sub_tap_;
   std::vector<std::byte> bytes_;
+  std::vector<float> basis_;
 };
 
 int64_t fields_of_row(const Weight& w) {
@@ -103,28 +151,17 @@ class RoundedOuter {
 
 template <class Outer>
 void contract(const Runtime& rt, const Outer& outer, const Weight& w, std::span<float> gradient,
-              const TileTap& tap) {
-  const Kernels& k = rt.kernels;
-  const int64_t length = info(w.dtype).block_length, per_row = fields_of_row(w);
-  const size_t fields = scale_offsets(w.dtype).size();
+              const TileTap& tap, const SubScaleTap& sub_tap) {
   rt.pool.parallel_for(ceil_div(w.rows, kRows), [&](int64_t part, int) {
     const int64_t o = part * kRows, rows = std::min(kRows, w.rows - o);
     const auto tile = outer.tile(o, rows);
     alignas(64) float dw[kRows * kChunk];
-    alignas(64) float basis[kChunk];
-    Basis decoder(w, k.decode_row);
+    Contraction blocks(w, rt.kernels, gradient, sub_tap);
     for (int64_t i = 0; i < w.cols; i += kChunk) {
       const int64_t width = std::min(kChunk, w.cols - i);
       outer.multiply(tile, o, rows, i, width, dw);
       if (tap) tap(o, rows, i, width, dw, kChunk);
-      for (int64_t r = 0; r < rows; ++r)
-        for (size_t field = 0; field < fields; ++field) {
-          decoder.decode(o + r, i, width, field, basis);
-          float* to = gradient.data() + (o + r) * per_row;
-          for (int64_t b = 0; b < width; b += length)
-            to[static_cast<size_t>((i + b) / length) * fields + field] +=
-                k.dot(dw + r * kChunk + b, basis + b, length);
-        }
+      for (int64_t r = 0; r < rows; ++r) blocks.add(o + r, i, width, dw + r * kChunk);
     }
   });
 }
@@ -163,30 +200,19 @@ void write_fields(const Runtime& rt, const Weight& w, std::span<const float> fie
 }
 
 void add_field_gradient(const Runtime& rt, Path path, const Weight& w, ConstMatrix x,
-                        ConstMatrix dy, std::span<float> gradient, const TileTap& tap) {
+                        ConstMatrix dy, std::span<float> gradient, const TileTap& tap,
+                        const SubScaleTap& sub_tap) {
   if (path == Path::exact)
-    contract(rt, ExactOuter(rt, x, dy), w, gradient, tap);
+    contract(rt, ExactOuter(rt, x, dy), w, gradient, tap, sub_tap);
   else
-    contract(rt, RoundedOuter(rt, x, dy), w, gradient, tap);
+    contract(rt, RoundedOuter(rt, x, dy), w, gradient, tap, sub_tap);
 }
 
-void add_row_field_gradient(const Weight& w, std::span<const int32_t> rows, ConstMatrix d,
-                            std::span<float> gradient) {
-  const int64_t length = info(w.dtype).block_length, per_row = fields_of_row(w);
-  const size_t fields = scale_offsets(w.dtype).size();
-  Basis decoder(w, decode_row);
-  std::vector<float> basis(static_cast<size_t>(w.cols));
+void add_row_field_gradient(const Runtime& rt, const Weight& w, std::span<const int32_t> rows,
+                            ConstMatrix d, std::span<float> gradient, const SubScaleTap& sub_tap) {
+  Contraction blocks(w, rt.kernels, gradient, sub_tap);
   for (size_t t = 0; t < rows.size(); ++t)
-    for (size_t field = 0; field < fields; ++field) {
-      decoder.decode(rows[t], 0, w.cols, field, basis.data());
-      const float* dw = d.row(static_cast<int64_t>(t));
-      for (int64_t b = 0; b < w.cols; b += length) {
-        float sum = 0;
-        for (int64_t i = b; i < b + length; ++i) sum += dw[i] * basis[static_cast<size_t>(i)];
-        gradient[static_cast<size_t>(rows[t] * per_row + b / length * int64_t(fields)) + field] +=
-            sum;
-      }
-    }
+    blocks.add(rows[t], 0, w.cols, d.row(static_cast<int64_t>(t)));
 }
 
 }  // namespace mt

@@ -13,6 +13,7 @@
 #include "base/random.h"
 #include "cut/field_gradient.h"
 #include "cut/learned_rounding.h"
+#include "cut/learned_scales.h"
 #include "cut/refine_state.h"
 #include "dtype/scale_fields.h"
 #include "run/backward.h"
@@ -32,6 +33,7 @@ struct FreeWeight {
   Range range;
   std::shared_ptr<AlignedBuffer<std::byte>> bytes;
   std::optional<size_t> latents;  // where its latent codes begin, if they are learned
+  std::optional<Range> subs;      // its scales of sub-blocks, if they are learned
 };
 struct FreeNorm {
   std::vector<float>* gain;
@@ -46,7 +48,9 @@ class Refinement {
   }
 
   RefineState& state() { return state_; }
-  int64_t n_scales() const { return static_cast<int64_t>(n_scales_); }
+  int64_t n_scales() const {
+    return static_cast<int64_t>(n_scales_) + std::ssize(state_.sub_latent);
+  }
   int64_t n_codes() const { return std::ssize(state_.latent); }
   int64_t n_norms() const { return static_cast<int64_t>(state_.master.size() - n_scales_); }
 
@@ -61,7 +65,7 @@ class Refinement {
     taps.map = taps.head = [&](const LinearMap& map, ConstMatrix x, ConstMatrix dy) {
       if (const auto it = weights_.find(map.name); it != weights_.end())
         add_field_gradient(rt_, settings_.path, map.weight, x, dy, part(it->second.range),
-                           tile_tap(it->second));
+                           tile_tap(it->second), sub_tap(it->second));
     };
     taps.norm = [&](const std::string& norm, std::span<const float> d) {
       const auto it = norms_.find(norm);
@@ -73,7 +77,7 @@ class Refinement {
       const auto it = weights_.find(cut_.embedding.name);
       if (it == weights_.end()) return;
       const Weight& w = cut_.embedding.weight;
-      add_row_field_gradient(w, rows, d, part(it->second.range));
+      add_row_field_gradient(rt_, w, rows, d, part(it->second.range), sub_tap(it->second));
       if (const TileTap tap = tile_tap(it->second))
         for (size_t t = 0; t < rows.size(); ++t)
           tap(rows[t], 1, 0, w.cols, d.row(static_cast<int64_t>(t)), d.stride);
@@ -121,6 +125,10 @@ class Refinement {
       }
     });
     for (auto& [name, w] : weights_)
+      if (w.subs)
+        move_sub_scales(rt_, w.map->weight, static_cast<float>(rate * settings_.sub_scale_step), b1,
+                        b2, c1, c2, latent_scales(w));
+    for (auto& [name, w] : weights_)
       if (w.latents)
         move_latent(rt_, w.map->weight, static_cast<float>(rate * settings_.rounding_step), b1, b2,
                     c1, c2, latents(w));
@@ -131,6 +139,8 @@ class Refinement {
   void publish() {
     for (auto& [name, w] : weights_)
       write_fields(rt_, w.map->weight, part(state_.master, w.range), *w.bytes);
+    for (auto& [name, w] : weights_)
+      if (w.subs) write_sub_scales(rt_, w.map->weight, latent_scales(w).latent, *w.bytes);
     for (auto& [name, w] : weights_)
       if (w.latents) write_latent(rt_, w.map->weight, latents(w).latent, *w.bytes);
     for (auto& [name, n] : norms_) {
@@ -147,6 +157,16 @@ class Refinement {
     };
     for (const auto& [name, w] : weights_) add(name, w.range);
     for (const auto& [name, n] : norms_) add(name, n.range);
+    return all;
+  }
+
+  std::map<std::string, std::vector<float>> sub_scales_by_tensor() {
+    std::map<std::string, std::vector<float>> all;
+    for (const auto& [name, w] : weights_)
+      if (w.subs) {
+        const auto g = latent_scales(w).mean;
+        all[name].assign(g.begin(), g.end());
+      }
     return all;
   }
 
@@ -167,7 +187,7 @@ class Refinement {
       auto own = std::make_shared<AlignedBuffer<std::byte>>(static_cast<size_t>(w.bytes()));
       std::copy_n(w.data.bytes.data(), w.bytes(), own->data());
       w.data = {own, std::span<const std::byte>(own->data(), own->size())};
-      weights_[map->name] = {map, range(static_cast<size_t>(n_fields(w))), own, {}};
+      weights_[map->name] = {map, range(static_cast<size_t>(n_fields(w))), own, {}, {}};
     }
     n_scales_ = count;
     for (const auto& norm : norms(cut_)) {
@@ -184,36 +204,72 @@ class Refinement {
       std::copy(n.gain->begin(), n.gain->end(), part(state_.master, n.range).begin());
     size_.resize(count);
     for (size_t i = 0; i < count; ++i) size_[i] = std::fabs(state_.master[i]);
-    collect_latents();
+    share_latents();
   }
 
-  // Formats of the fewest bits first, while there is room.
-  void collect_latents() {
-    if (settings_.rounding_step <= 0) return;
+  // Learned codes are worth a little more than learned scales of sub-blocks, both together no more
+  // than codes (docs/methods.md), but scales take a tenth of the memory: so first scales for every
+  // weight, then codes in place of them while there is room; formats of the fewest bits first.
+  void share_latents() {
     std::vector<FreeWeight*> order;
-    for (auto& [name, w] : weights_)
-      if (learns_rounding(w.map->weight.dtype)) order.push_back(&w);
+    for (auto& [name, w] : weights_) order.push_back(&w);
     auto bits = [](const FreeWeight* w) {
       const DtypeInfo& format = info(w->map->weight.dtype);
       return double(format.block_bytes) / double(format.block_length);
     };
     std::stable_sort(order.begin(), order.end(),
                      [&](auto* a, auto* b) { return bits(a) < bits(b); });
-    size_t count = 0;
+    int64_t room = settings_.latent_bytes / int64_t{sizeof(float)};
     for (FreeWeight* w : order) {
-      const auto n = static_cast<size_t>(w->map->weight.rows * w->map->weight.cols);
-      if (static_cast<int64_t>((count + n) * 2 * sizeof(float)) > settings_.latent_bytes) continue;
-      w->latents = count;
-      count += n;
+      const int64_t n = n_sub_scales(w->map->weight);
+      const auto& formats = settings_.sub_scale_formats;
+      if (settings_.sub_scale_step <= 0 ||
+          std::find(formats.begin(), formats.end(), w->map->weight.dtype) == formats.end())
+        continue;
+      if (n == 0 || 3 * n > room) continue;
+      room -= 3 * n;
+      w->subs = {0, static_cast<size_t>(n)};
     }
-    state_.latent.resize(count);
-    state_.latent_mean.resize(count);
-    state_.latent_square.resize(count / kRoundingGroup);
-    for (const FreeWeight* w : order)
+    size_t codes = 0, scales = 0;
+    for (FreeWeight* w : order) {
+      const Weight& weight = w->map->weight;
+      const int64_t n = weight.rows * weight.cols, needed = 2 * n + n / kRoundingGroup;
+      const int64_t freed = w->subs ? 3 * static_cast<int64_t>(w->subs->count) : 0;
+      if (settings_.rounding_step > 0 && learns_rounding(weight.dtype) && needed <= room + freed) {
+        room += freed - needed;
+        w->latents = codes;
+        codes += static_cast<size_t>(n);
+        w->subs.reset();
+      } else if (w->subs) {
+        w->subs->begin = scales;
+        scales += w->subs->count;
+      }
+    }
+    for (auto* values : {&state_.sub_latent, &state_.sub_mean, &state_.sub_square})
+      values->resize(scales);
+    state_.latent.resize(codes);
+    state_.latent_mean.resize(codes);
+    state_.latent_square.resize(codes / kRoundingGroup);
+    for (FreeWeight* w : order) {
+      if (w->subs) start_sub_scales(w->map->weight, latent_scales(*w));
       if (w->latents) start_latent(rt_, w->map->weight, w->map->weight, latents(*w));
+    }
     for (const LinearMap* map : linear_maps(original_))
       if (const auto it = weights_.find(map->name); it != weights_.end() && it->second.latents)
         start_latent(rt_, map->weight, it->second.map->weight, latents(it->second));
+  }
+
+  LatentScales latent_scales(const FreeWeight& w) {
+    return {part(state_.sub_latent, *w.subs), part(state_.sub_mean, *w.subs),
+            part(state_.sub_square, *w.subs)};
+  }
+
+  SubScaleTap sub_tap(const FreeWeight& w) {
+    if (!w.subs) return {};
+    return [this, &w, state = latent_scales(w)](int64_t block, std::span<const float> gradient) {
+      add_sub_scale_gradient(w.map->weight, block, gradient, static_cast<float>(settings_.beta1),
+                             static_cast<float>(settings_.beta2), state);
+    };
   }
 
   LatentCodes latents(const FreeWeight& w) {
@@ -321,12 +377,17 @@ KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
                  std::span<const int32_t> window, bool kept, Path path) {
   Model copy = cut;
   RefineSettings settings;
+  settings.sub_scale_formats.clear();
+  for (const DtypeInfo& f : all_dtypes()) settings.sub_scale_formats.push_back(f.dtype);
   settings.kept = kept;
   settings.path = path;
+  settings.beta1 = 0;  // running means are the gradient
+  settings.rounding_step = 0;
   Refinement work(rt, original, copy, settings);
   KlSlope slope;
   slope.loss = work.add_gradient(0, window, 1);
   slope.by_tensor = work.by_tensor();
+  slope.sub_scales = work.sub_scales_by_tensor();
   return slope;
 }
 

@@ -21,10 +21,17 @@ struct RefineSettings {
   // How far a parameter moves in a step, relative to its own size at the start.
   double scale_step = 5e-4;
   double norm_step = 1e-3;
+  // How far the whole-number scales of sub-blocks move in a step (cut/learned_scales.h), in levels
+  // of the largest weights under them; 0: they stay. Only in these formats, the only one where a
+  // gain was measured on a model that people use (docs/methods.md).
+  double sub_scale_step = 1e-2;
+  std::vector<Dtype> sub_scale_formats{Dtype::Q3_K};
   // How far a weight of a format that learns_rounding moves in a step, in levels; 0: its code
   // stays.
   double rounding_step = 5e-3;
-  int64_t latent_bytes = int64_t{768} << 20;  // for that; formats of fewest bits come first
+  // Memory for the latents of both: scales (12 bytes each) for every weight that can have them,
+  // then codes in place of them while there is room; in each, formats of the fewest bits first.
+  int64_t latent_bytes = int64_t{768} << 20;
   // From the first step's loss (nats a token) on, steps are taken whole; where it is less they are
   // shorter by the square root of their ratio: a loss goes as the square of the errors that made
   // it.
@@ -57,9 +64,10 @@ struct Refined {
 // Gradient descent on the block scales (the f16 fields of scale_offsets) and on the f32 norms of a
 // cut, against the mean over all positions of a step's windows of KL(original || cut): Adam (Kingma
 // and Ba 2015) with warm-up and cosine decay, steps relative to each parameter's size, on f32
-// masters whose rounding to f16 the model reads. With a rounding_step, codes of formats of few bits
-// too (cut/learned_rounding.h); other codes, sub-block scales and biases stay. Windows
-// come in a seeded order, each as often as the others. The same bytes for any number of threads and
+// masters whose rounding to f16 the model reads. With a sub_scale_step, the whole-number scales of
+// sub-blocks too (cut/learned_scales.h), with a rounding_step, codes of formats of few bits
+// (cut/learned_rounding.h); other codes and biases stay. Windows come in a seeded order, each as
+// often as the others. The same bytes for any number of threads and
 // in every instruction set. Norms that the original's file does not hold as F32 stay. Throws Error
 // as forward does, where the vocabularies differ, where there is no window or the checkpoint cannot
 // be written.
@@ -71,6 +79,8 @@ Refined refine(const Runtime& rt, const Model& original, const Model& cut,
 struct KlSlope {
   double loss = 0;
   std::map<std::string, std::vector<float>> by_tensor;
+  // By the scales of sub-blocks, taken for real numbers: [blocks, fields, count].
+  std::map<std::string, std::vector<float>> sub_scales;
 };
 KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,
                  std::span<const int32_t> window, bool kept = false, Path path = Path::exact);

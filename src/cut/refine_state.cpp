@@ -11,7 +11,7 @@ namespace mt {
 namespace {
 
 // Goes into the key: raised when the arithmetic of a step changes.
-constexpr const char* kVersion = "microtome refinement 4\n";
+constexpr const char* kVersion = "microtome refinement 5\n";
 
 template <class T>
 std::span<const std::byte> bytes_of(const std::vector<T>& values) {
@@ -20,13 +20,14 @@ std::span<const std::byte> bytes_of(const std::vector<T>& values) {
 
 template <class State>
 auto floats_of(State& state) {
-  return std::array{&state.master, &state.mean,        &state.square,
-                    &state.latent, &state.latent_mean, &state.latent_square};
+  return std::array{&state.master,     &state.mean,        &state.square,
+                    &state.sub_latent, &state.sub_mean,    &state.sub_square,
+                    &state.latent,     &state.latent_mean, &state.latent_square};
 }
 
 std::string head_of(const std::string& key, const RefineState& state) {
-  return fmt::format("{}{}\n{:20}\n{:20}\n{:20}\n", kVersion, key, state.losses.size(),
-                     state.master.size(), state.latent.size());
+  return fmt::format("{}{}\n{:20}\n{:20}\n{:20}\n{:20}\n", kVersion, key, state.losses.size(),
+                     state.master.size(), state.sub_latent.size(), state.latent.size());
 }
 
 }  // namespace
@@ -46,11 +47,14 @@ std::string refine_key(const Model& original, const Model& cut,
                        const RefineSettings& settings) {
   std::string text = kVersion + content_hash(original) + content_hash(cut) + "\n";
   for (const auto& window : windows) text += sha256_hex(bytes_of(window)) + "\n";
-  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {}", settings.steps,
+  std::string formats;
+  for (Dtype dtype : settings.sub_scale_formats) formats += fmt::format("{},", name(dtype));
+  text += fmt::format("{} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {}", settings.steps,
                       settings.step_tokens, settings.seed, settings.scale_step, settings.norm_step,
                       settings.beta1, settings.beta2, settings.warm_up, settings.decay_to,
-                      settings.kept, settings.rounding_step, settings.latent_bytes,
-                      settings.whole_steps_from, settings.path == Path::exact ? "exact" : "bf16");
+                      settings.kept, settings.sub_scale_step, formats, settings.rounding_step,
+                      settings.latent_bytes, settings.whole_steps_from,
+                      settings.path == Path::exact ? "exact" : "bf16");
   return sha256_hex(text);
 }
 

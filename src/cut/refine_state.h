@@ -11,6 +11,7 @@ namespace mt {
 // learned, the losses so far (their number is the number of steps done).
 struct RefineState {
   std::vector<float> master, mean, square;
+  std::vector<float> sub_latent, sub_mean, sub_square;
   std::vector<float> latent, latent_mean, latent_square;
   std::vector<double> losses;
 };
