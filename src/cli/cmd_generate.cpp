@@ -1,10 +1,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <iostream>
 #include <iterator>
 #include <optional>
 #include <random>
+#include <sstream>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -26,6 +28,10 @@ struct Options {
   std::vector<std::string> stops;
   std::string path = "fast";
   KvOptions kv;
+  std::string drafts = "none";
+  int64_t draft_max = 7, draft_min = 0;
+  std::filesystem::path prompts;
+  int64_t parallel = 4;
   SampleOptions sampling;
 };
 
@@ -60,20 +66,41 @@ std::string read_prompt(const Options& options) {
 void show_stats(Context& context, const Generated& g) {
   context.flush();  // below the text
   auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
-  auto n = static_cast<int64_t>(g.ids.size());
+  const Written& w = g.written;
+  auto n = static_cast<int64_t>(w.ids.size());
+  std::string drafts;
+  if (w.n_drafted > 0)
+    drafts = fmt::format("; {} of {} drafted tokens kept, in {} batches", w.n_accepted, w.n_drafted,
+                         w.n_verified);
   write_error(fmt::format(
       "microtome: prompt {} tokens ({} run) in {:.2f} s, {:.1f} tokens/s; {} tokens in "
-      "{:.2f} s, {:.1f} tokens/s; ended by {}\n",
-      g.n_prompt, g.n_prompt_run, g.prompt_seconds, rate(double(g.n_prompt_run), g.prompt_seconds),
-      n, g.seconds, rate(double(n), g.seconds), g.finish));
+      "{:.2f} s, {:.1f} tokens/s{}; ended by {}\n",
+      w.n_prompt, w.n_prompt_run, w.prompt_seconds, rate(double(w.n_prompt_run), w.prompt_seconds),
+      n, w.seconds, rate(double(n), w.seconds), drafts, g.finish));
 }
 
 Json to_json(const Generated& g, const Options& options) {
-  return {{"text", g.text},         {"ids", g.ids},
-          {"finish", g.finish},     {"prompt_tokens", g.n_prompt},
-          {"tokens", g.ids.size()}, {"prompt_seconds", g.prompt_seconds},
-          {"seconds", g.seconds},   {"seed", options.sampling.seed},
-          {"path", options.path}};
+  const Written& w = g.written;
+  Json out = {{"text", g.text},         {"ids", w.ids},
+              {"finish", g.finish},     {"prompt_tokens", w.n_prompt},
+              {"tokens", w.ids.size()}, {"prompt_seconds", w.prompt_seconds},
+              {"seconds", w.seconds},   {"seed", options.sampling.seed},
+              {"path", options.path}};
+  if (options.drafts != "none")
+    out["drafts"] = {{"type", options.drafts},
+                     {"drafted", w.n_drafted},
+                     {"accepted", w.n_accepted},
+                     {"batches", w.n_verified}};
+  return out;
+}
+
+DecoderOptions decoder_options(const Options& options) {
+  const Path path = options.path == "exact" ? Path::exact : Path::fast;
+  return {.path = path,
+          .types = kv_types(options.kv, path),
+          .drafts = options.drafts == "none" ? Drafts::none : Drafts::ngram,
+          .draft_max = options.draft_max,
+          .draft_min = options.draft_min};
 }
 
 // Streams to standard output; with --json nothing until the end.
@@ -88,8 +115,8 @@ std::function<bool(std::string_view)> shower(Context& context) {
 
 class Chat {
  public:
-  Chat(const TensorFile& file, const Generator& generator, const Options& options)
-      : file_(file), generator_(generator) {
+  Chat(const TensorFile& file, const Tokenizer& tokenizer, int64_t n_ctx, const Options& options)
+      : file_(file), tokenizer_(tokenizer), n_ctx_(n_ctx) {
     if (!options.system.empty()) messages_.push_back({"system", options.system});
     n_fixed_ = messages_.size();
   }
@@ -100,9 +127,8 @@ class Chat {
   // its answer are forgotten; `forgot` tells.
   std::vector<int32_t> ids(int64_t room, bool& forgot) {
     for (;;) {
-      std::vector<int32_t> list = generator_.encode(format_chat(file_, messages_));
-      if (std::ssize(list) + room <= generator_.n_ctx() || messages_.size() < n_fixed_ + 3)
-        return list;
+      std::vector<int32_t> list = encode_prompt(tokenizer_, format_chat(file_, messages_));
+      if (std::ssize(list) + room <= n_ctx_ || messages_.size() < n_fixed_ + 3) return list;
       forgot = true;
       auto oldest = messages_.begin() + static_cast<std::ptrdiff_t>(n_fixed_);
       messages_.erase(oldest, oldest + 2);
@@ -111,13 +137,15 @@ class Chat {
 
  private:
   const TensorFile& file_;
-  const Generator& generator_;
+  const Tokenizer& tokenizer_;
+  int64_t n_ctx_;
   std::vector<ChatMessage> messages_;
   size_t n_fixed_ = 0;
 };
 
-int converse(Context& context, const Model& model, Generator& generator, const Options& options) {
-  Chat chat(*model.file, generator, options);
+int converse(Context& context, const Model& model, const Tokenizer& tokenizer, Generator& generator,
+             const Options& options) {
+  Chat chat(*model.file, tokenizer, generator.n_ctx(), options);
   context.note("an empty line or Ctrl-D ends the conversation, Ctrl-C an answer");
   for (std::string line;;) {
     if (context.out.is_terminal) context.print(context.out.colour ? "\x1b[1m> \x1b[0m" : "> ");
@@ -139,14 +167,56 @@ int converse(Context& context, const Model& model, Generator& generator, const O
   return exit_done;
 }
 
+// The conversation that a single question begins.
+std::string asked(const Model& model, const Options& options, const std::string& question) {
+  std::vector<ChatMessage> messages;
+  if (!options.system.empty()) messages.push_back({"system", options.system});
+  messages.push_back({"user", question});
+  return format_chat(*model.file, messages);
+}
+
+// One a line; lines without anything do not count.
+std::vector<std::string> read_prompts(const std::filesystem::path& file) {
+  std::vector<std::string> list;
+  std::istringstream lines(read_text_file(file));
+  for (std::string line; std::getline(lines, line);) {
+    without_final_newlines(line);
+    if (!line.empty()) list.push_back(line);
+  }
+  if (list.empty()) throw_error("{}: expected a prompt a line, found none", file.string());
+  return list;
+}
+
+// Results in the order of the prompts, each under the prompt's first words.
+int write_all(Context& context, Generator& generator,
+              const std::vector<std::vector<int32_t>>& prompts,
+              const std::vector<std::string>& texts, const Options& options) {
+  Json all = Json::array();
+  auto done = [&](size_t i, const Generated& g) {
+    if (context.json) {
+      all.push_back(to_json(g, options));
+      return true;
+    }
+    context.print(
+        fmt::format("{}==> {}: {} <==\n{}", i > 0 ? "\n" : "", i + 1, printable(texts[i]), g.text));
+    if (!g.text.ends_with('\n')) context.print("\n");
+    context.flush();
+    if (options.stats) show_stats(context, g);
+    return !context.reader_gone();
+  };
+  generator.generate_all(prompts, options.n_predict, options.sampling, options.stops, done);
+  if (context.json) context.print_json(all);
+  return interrupted() ? exit_interrupted : exit_done;
+}
+
 int run(Context& context, const Options& options) {
-  Path path = options.path == "exact" ? Path::exact : Path::fast;
-  const KvTypes types = kv_types(options.kv, path);
+  DecoderOptions decoding = decoder_options(options);
   Model model = open_model(options.model);
   auto tokenizer = Tokenizer::open(*model.file);
   bool chats = !options.raw && model.file->find_meta("tokenizer.chat_template");
   int64_t longest = model.context_length > 0 ? model.context_length : 1 << 20;
-  bool interactive = !options.has_prompt && options.file.empty() && ::isatty(STDIN_FILENO) == 1;
+  bool interactive = !options.has_prompt && options.file.empty() && options.prompts.empty() &&
+                     ::isatty(STDIN_FILENO) == 1;
 
   if (interactive) {
     if (context.json) throw Error("--json needs a prompt: give one with -p, -f or standard input");
@@ -154,36 +224,42 @@ int run(Context& context, const Options& options) {
       throw Error("this model has no chat template to converse in: give a prompt with -p or -f");
     int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(longest, 4096);
     warn_beyond_training(context, model, n_ctx);
-    Generator generator(context.runtime(), model, *tokenizer, path, n_ctx, types);
-    return converse(context, model, generator, options);
+    decoding.n_ctx = n_ctx;
+    Generator generator(context.runtime(), model, *tokenizer, decoding);
+    return converse(context, model, *tokenizer, generator, options);
   }
 
   if (!chats && !options.system.empty())
     throw Error("--system needs a model with a chat template, and no --raw");
-  std::string text = read_prompt(options);
-  if (text.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
+  const bool several = !options.prompts.empty();
+  const std::vector<std::string> texts =
+      several ? read_prompts(options.prompts) : std::vector<std::string>{read_prompt(options)};
   if (!chats && !options.raw)
     context.note("the model has no chat template: the prompt is continued as plain text (--raw)");
-  if (chats) {
-    std::vector<ChatMessage> messages;
-    if (!options.system.empty()) messages.push_back({"system", options.system});
-    messages.push_back({"user", text});
-    text = format_chat(*model.file, messages);
+  std::vector<std::vector<int32_t>> prompts;
+  int64_t n_longest = 0;
+  for (const std::string& text : texts) {
+    if (text.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
+    prompts.push_back(encode_prompt(*tokenizer, chats ? asked(model, options, text) : text));
+    n_longest = std::max(n_longest, std::ssize(prompts.back()));
   }
-  // Counted by a generator of no size: the cache is made for what is needed.
-  auto ids = Generator(context.runtime(), model, *tokenizer, path, 1, types).encode(text);
+  // The cache is made for what is needed.
   // Without an end the context is one that a machine holds: a model's own may be a million.
-  int64_t needed = options.n_predict < 0 ? std::max<int64_t>(4096, 2 * std::ssize(ids))
-                                         : std::ssize(ids) + options.n_predict;
+  int64_t needed = options.n_predict < 0 ? std::max<int64_t>(4096, 2 * n_longest)
+                                         : n_longest + options.n_predict;
   if (options.n_predict < 0 && options.n_ctx > 0) needed = options.n_ctx;
   int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(longest, needed);
   warn_beyond_training(context, model, n_ctx);
-  Generator generator(context.runtime(), model, *tokenizer, path, std::min(n_ctx, needed), types);
-  if (std::ssize(ids) > n_ctx)
-    throw_error("the prompt has {} tokens, the context holds {}: {}", ids.size(), n_ctx,
+  if (n_longest > n_ctx)
+    throw_error("the prompt has {} tokens, the context holds {}: {}", n_longest, n_ctx,
                 options.n_ctx > 0 ? "raise --ctx or shorten it" : "shorten it");
-  Generated g =
-      generator.generate(ids, options.n_predict, options.sampling, options.stops, shower(context));
+  decoding.n_ctx = std::min(n_ctx, needed);
+  decoding.reuse = !several;  // each as it would be alone
+  decoding.n_sequences = std::min(options.parallel, std::ssize(prompts));
+  Generator generator(context.runtime(), model, *tokenizer, decoding);
+  if (several) return write_all(context, generator, prompts, texts, options);
+  Generated g = generator.generate(prompts[0], options.n_predict, options.sampling, options.stops,
+                                   shower(context));
   if (context.json)
     context.print_json(to_json(g, options));
   else if (!g.text.ends_with('\n'))
@@ -198,9 +274,20 @@ Run add(CLI::App& app) {
   declare_model(app, o->model);
   auto* prompt =
       app.add_option("-p,--prompt", o->prompt, "The question, or with --raw the start of the text");
-  app.add_option("-f,--file", o->file, "Read the prompt from a file")
-      ->excludes(prompt)
-      ->type_name("FILE");
+  auto* file = app.add_option("-f,--file", o->file, "Read the prompt from a file")
+                   ->excludes(prompt)
+                   ->type_name("FILE");
+  auto* prompts = app.add_option("--prompts", o->prompts,
+                                 "Write behind each line of a file, several at once, the results "
+                                 "in order; --json: an array")
+                      ->excludes(prompt)
+                      ->excludes(file)
+                      ->type_name("FILE");
+  app.add_option("--parallel", o->parallel, "Prompts that are written at once")
+      ->needs(prompts)
+      ->check(within(int64_t{1}, Decoder::kLikeSingle))
+      ->type_name("N")
+      ->capture_default_str();
   app.add_option("--system", o->system, "What the model is told before the conversation");
   app.add_flag("--raw", o->raw, "Continue the plain text, without the model's chat format");
   app.add_option("-n,--n-predict,--predict", o->n_predict,
@@ -254,6 +341,20 @@ Run add(CLI::App& app) {
       ->check(CLI::IsMember({"fast", "exact"}))
       ->capture_default_str();
   declare_kv_types(app, o->kv);
+  app.add_option("--spec-type", o->drafts,
+                 "Draft tokens and look them over in one batch, where that is faster: none, or "
+                 "ngram, what the text repeats of itself. The text is the same")
+      ->check(CLI::IsMember({"none", "ngram"}))
+      ->capture_default_str();
+  app.add_option("--draft-max,--spec-draft-n-max", o->draft_max, "Drafted tokens at most")
+      ->check(within(int64_t{1}, Decoder::kLikeSingle - 1))
+      ->type_name("N")
+      ->capture_default_str();
+  app.add_option("--draft-min,--spec-draft-n-min", o->draft_min,
+                 "So many wherever there are any, faster or not")
+      ->check(within(int64_t{0}, Decoder::kLikeSingle - 1))
+      ->type_name("N")
+      ->capture_default_str();
   app.add_flag("--stats", o->stats, "Tokens a second, on standard error");
   return [o, prompt](Context& context) {
     o->has_prompt = prompt->count() > 0;

@@ -1,7 +1,8 @@
 #include "cli/generator.h"
 
-#include <algorithm>
-#include <chrono>
+#include <memory>
+#include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -9,101 +10,130 @@
 #include "cli/stop_filter.h"
 
 namespace mt::cli {
-namespace {
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-}  // namespace
 
-Generator::Generator(const Runtime& rt, const Model& model, const Tokenizer& tokenizer, Path path,
-                     int64_t n_ctx, const KvTypes& types)
-    : rt_(rt), model_(model), tokenizer_(tokenizer), path_(path), cache_(model, 1, n_ctx, types) {}
+// One text on its way from tokens to characters.
+struct Generator::Text {
+  Text(const std::vector<std::string>& stops, std::function<bool(std::string_view)> s)
+      : filter(stops), show(std::move(s)) {}
+  int64_t place = -1;
+  Utf8Stream characters;
+  StopFilter filter;
+  std::function<bool(std::string_view)> show;
+  std::string text;
+  std::string finish;  // where the tokens say it
 
-std::vector<int32_t> Generator::encode(const std::string& text) const {
-  std::vector<int32_t> ids = tokenizer_.encode(text, true);
-  bool wants_bos = tokenizer_.adds_bos() && tokenizer_.bos() >= 0;
-  if (wants_bos && (ids.empty() || ids[0] != tokenizer_.bos()))
-    ids.insert(ids.begin(), tokenizer_.bos());
+  bool emit(const std::string& part) {
+    if (part.empty()) return true;
+    text += part;
+    return show(part);
+  }
+};
+
+Generator::Generator(const Runtime& rt, const Model& model, const Tokenizer& tokenizer,
+                     const DecoderOptions& options)
+    : tokenizer_(tokenizer), n_ctx_(options.n_ctx), decoder_(rt, model, options) {}
+
+std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string& text) {
+  std::vector<int32_t> ids = tokenizer.encode(text, true);
+  bool wants_bos = tokenizer.adds_bos() && tokenizer.bos() >= 0;
+  if (wants_bos && (ids.empty() || ids[0] != tokenizer.bos()))
+    ids.insert(ids.begin(), tokenizer.bos());
   return ids;
 }
 
-MatrixBuffer Generator::run(const std::vector<int32_t>& ids, int64_t& n_run) {
-  auto differ = std::mismatch(ids.begin(), ids.end(), cached_.begin(), cached_.end());
-  // The last token runs in any case: its logits are wanted.
-  int64_t known = std::min<int64_t>(differ.first - ids.begin(), std::ssize(ids) - 1);
-  cache_.truncate(0, known);
-  cached_.assign(ids.begin(), ids.begin() + known);
-  n_run = std::ssize(ids) - known;
-  constexpr int64_t kBatch = 256;
-  Progress progress("reading the prompt", static_cast<uint64_t>(n_run));
-  MatrixBuffer last(1, model_.d_model);
-  while (std::ssize(cached_) < std::ssize(ids)) {
-    int64_t n = std::min(kBatch, std::ssize(ids) - std::ssize(cached_));
-    Chunk chunk{.sequence = 0, .tokens = std::span(ids).subspan(cached_.size(), size_t(n))};
-    MatrixBuffer hidden = forward(rt_, model_, cache_, {&chunk, 1}, {.path = path_, .tap = {}});
-    cached_.insert(cached_.end(), chunk.tokens.begin(), chunk.tokens.end());
-    std::copy_n(hidden.row(n - 1), model_.d_model, last.row(0));
-    progress.advance(static_cast<uint64_t>(n));
-  }
-  return last;
+void Generator::begin(Text& text, const std::vector<int32_t>& prompt, int64_t n_predict,
+                      const SampleOptions& sampling) {
+  if (prompt.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
+  if (std::ssize(prompt) > n_ctx())
+    throw_error("the prompt has {} tokens, the context holds {}: raise --ctx or shorten it",
+                prompt.size(), n_ctx());
+  text.place = decoder_.join(prompt, sampling, n_predict, [&](int32_t id) {
+    if (tokenizer_.is_end(id)) {
+      text.finish = "end";
+      return false;
+    }
+    const bool wanted =
+        text.emit(text.filter.push(text.characters.push(tokenizer_.piece(id, false))));
+    if (text.filter.stopped())
+      text.finish = "stop";
+    else if (!wanted)
+      text.finish = "interrupted";
+    return text.finish.empty();
+  });
+}
+
+Generated Generator::end(Text& text) {
+  text.emit(text.filter.push(text.characters.flush()));
+  text.emit(text.filter.flush());
+  Generated out{.text = text.text, .finish = text.finish, .written = decoder_.written(text.place)};
+  if (out.finish.empty()) switch (out.written.finish) {
+      case Finish::length:
+        out.finish = "length";
+        break;
+      case Finish::context:
+        out.finish = "context";
+        break;
+      case Finish::stopped:
+      case Finish::none:
+        out.finish = "interrupted";
+        break;
+    }
+  return out;
 }
 
 Generated Generator::generate(const std::vector<int32_t>& prompt, int64_t n_predict,
                               const SampleOptions& sampling, const std::vector<std::string>& stops,
                               const std::function<bool(std::string_view)>& show) {
-  if (prompt.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
-  if (std::ssize(prompt) > n_ctx())
-    throw_error("the prompt has {} tokens, the context holds {}: raise --ctx or shorten it",
-                prompt.size(), n_ctx());
-  Generated out;
-  out.n_prompt = std::ssize(prompt);
-  auto start = Clock::now();
-  MatrixBuffer hidden = run(prompt, out.n_prompt_run);
-  out.prompt_seconds = seconds_since(start);
-
-  start = Clock::now();
-  Sampler sampler(sampling);
-  for (int32_t id : prompt) sampler.accept(id);
-  Utf8Stream characters;
-  StopFilter filter(stops);
-  MatrixBuffer row(1, model_.n_vocab);
-  auto emit = [&](const std::string& text) {
-    if (text.empty()) return true;
-    out.text += text;
-    return show(text);
-  };
-  PollsInterrupt polls;
-  while (out.finish.empty()) {
-    if (interrupted())
-      out.finish = "interrupted";
-    else if (n_predict >= 0 && std::ssize(out.ids) >= n_predict)
-      out.finish = "length";
-    if (!out.finish.empty()) break;
-    logits(rt_, model_, path_, hidden, row);
-    int32_t id = sampler.draw({row.data(), static_cast<size_t>(model_.n_vocab)});
-    sampler.accept(id);
-    out.ids.push_back(id);
-    if (tokenizer_.is_end(id)) {
-      out.finish = "end";
-      break;
+  Text text(stops, show);
+  begin(text, prompt, n_predict, sampling);
+  {
+    int64_t left = decoder_.prompt_left(text.place);
+    Progress progress("reading the prompt", static_cast<uint64_t>(left));
+    while (left > 0) {
+      decoder_.step();
+      const int64_t now = decoder_.prompt_left(text.place);
+      progress.advance(static_cast<uint64_t>(left - now));
+      left = now;
     }
-    bool wanted = emit(filter.push(characters.push(tokenizer_.piece(id, false))));
-    if (filter.stopped())
-      out.finish = "stop";
-    else if (!wanted)
-      out.finish = "interrupted";
-    else if (std::ssize(cached_) >= n_ctx())
-      out.finish = "context";
-    if (!out.finish.empty()) break;
-    Chunk chunk{.sequence = 0, .tokens = {&id, 1}};
-    hidden = forward(rt_, model_, cache_, {&chunk, 1}, {.path = path_, .tap = {}});
-    cached_.push_back(id);
   }
-  emit(filter.push(characters.flush()));
-  emit(filter.flush());
-  out.seconds = seconds_since(start);
-  return out;
+  PollsInterrupt polls;
+  while (!interrupted() && decoder_.step()) {
+  }
+  decoder_.leave(text.place);
+  return end(text);
+}
+
+void Generator::generate_all(const std::vector<std::vector<int32_t>>& prompts, int64_t n_predict,
+                             const SampleOptions& sampling, const std::vector<std::string>& stops,
+                             const std::function<bool(size_t index, const Generated&)>& done) {
+  struct Job {
+    std::unique_ptr<Text> text;  // while it is being written
+    std::optional<Generated> result;
+  };
+  std::vector<Job> jobs(prompts.size());
+  size_t next = 0, shown = 0;
+  PollsInterrupt polls;
+  for (bool wanted = true; wanted && shown < jobs.size();) {
+    for (; next < jobs.size() && decoder_.n_free() > 0; ++next) {
+      jobs[next].text = std::make_unique<Text>(stops, [](std::string_view) { return true; });
+      begin(*jobs[next].text, prompts[next], n_predict, sampling);
+    }
+    decoder_.step();
+    const bool stop = interrupted();
+    for (size_t i = shown; i < next; ++i) {
+      Job& job = jobs[i];
+      if (!job.text) continue;
+      if (stop) decoder_.leave(job.text->place);
+      if (decoder_.active(job.text->place)) continue;
+      job.result = end(*job.text);
+      job.text.reset();
+    }
+    for (; wanted && shown < next && jobs[shown].result; ++shown)
+      wanted = done(shown, *std::exchange(jobs[shown].result, std::nullopt));
+    wanted = wanted && !stop;
+  }
+  for (Job& job : jobs)
+    if (job.text) decoder_.leave(job.text->place);
 }
 
 }  // namespace mt::cli

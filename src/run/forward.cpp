@@ -89,7 +89,7 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
   Matrix k = cache.take(KvCache::Impl::key_or_up, n, a.k.weight.rows);
   Matrix v = cache.take(KvCache::Impl::value, n, a.v.weight.rows);
   const MapOutput qkv[] = {{a.q, q}, {a.k, k}, {a.v, v}};
-  matmul_shared(rt, options.path, normed, qkv);
+  matmul_shared(rt, options.path, normed, qkv, options.like_single);
   const RopeTable& rope =
       *std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& r) { return r.serves(a); });
   Matrix out = cache.take(KvCache::Impl::heads, n, a.o.weight.cols);
@@ -118,17 +118,22 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
     const CachedRows key = keys.rows(s.sequence), value = values.rows(s.sequence);
     const Matrix queries = q.slice_rows(s.row, s.row + s.n);
     const Matrix result = out.slice_rows(s.row, s.row + s.n);
-    if (options.path == Path::fast)
-      attend_fast(rt, a, queries, key, value, s.first, result);
-    else
-      attend(rt, a, queries, f32_rows(key), f32_rows(value), s.first, result);
+    // Whether queries go one by one depends on their number.
+    const int64_t step = options.like_single ? 1 : s.n;
+    for (int64_t t = 0; t < s.n; t += step) {
+      const Matrix some = queries.slice_rows(t, t + step), to = result.slice_rows(t, t + step);
+      if (options.path == Path::fast)
+        attend_fast(rt, a, some, key, value, s.first + t, to);
+      else
+        attend(rt, a, some, f32_rows(key), f32_rows(value), s.first + t, to);
+    }
   };
   if (std::ssize(spans) == 1)
     run(0, 0);
   else
     rt.pool.parallel_for(std::ssize(spans), run);
   if (options.tap) options.tap(Point::attn_out, layer, out);
-  matmul(rt, options.path, out, a.o, update);
+  matmul(rt, options.path, out, a.o, update, options.like_single);
 }
 
 void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cache,
@@ -136,7 +141,7 @@ void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cac
   Matrix gate = cache.take(KvCache::Impl::query_or_gate, normed.rows, f.gate.weight.rows);
   Matrix up = cache.take(KvCache::Impl::key_or_up, normed.rows, f.up.weight.rows);
   const MapOutput both[] = {{f.gate, gate}, {f.up, up}};
-  matmul_shared(rt, options.path, normed, both);
+  matmul_shared(rt, options.path, normed, both, options.like_single);
   if (options.tap) {
     options.tap(Point::mlp_gate, layer, gate);
     options.tap(Point::mlp_up, layer, up);
@@ -145,7 +150,7 @@ void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cac
   for_rows(rt, normed.rows,
            [&](int64_t t) { activate(gate.row(t), up.row(t), gate.row(t), gate.cols); });
   if (options.tap) options.tap(Point::mlp_act, layer, gate);
-  matmul(rt, options.path, gate, f.down, update);
+  matmul(rt, options.path, gate, f.down, update, options.like_single);
 }
 
 }  // namespace
@@ -219,8 +224,9 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
   return stream;
 }
 
-void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out) {
-  matmul(rt, path, hidden, model.head_map(), out);
+void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out,
+            bool like_single) {
+  matmul(rt, path, hidden, model.head_map(), out, like_single);
   if (model.logit_softcap > 0)
     for_rows(rt, out.rows, [&](int64_t t) {
       for (float& x : out.row_span(t)) x = model.logit_softcap * std::tanh(x / model.logit_softcap);

@@ -27,7 +27,9 @@ enum class Path {
 };
 
 // y[t,o] = sum_i x[t,i] * W[o,i] (+ bias[o])   x:[n_tokens,in]  W:[out,in]  y:[n_tokens,out]
-void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y);
+// like_single: each token as if it were the only one (ForwardOptions).
+void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y,
+            bool like_single = false);
 
 // What the cache of the fast path is without other wishes: F16, as in llama.cpp. Others: F32.
 inline KvTypes default_kv_types(Path path) {
@@ -86,6 +88,10 @@ struct ForwardOptions {
   const MatrixBuffer* stream = nullptr;
   // Stop before this step and return the stream as it is there, not normed; -1: to the end.
   int64_t end_step = -1;
+  // Every token computes as it would alone, one behind the other: the same bits, on every path, in
+  // more time than a batch takes (Path::fast: dot products instead of the batched product). For the
+  // few tokens of texts that are written side by side and of drafts that are looked over.
+  bool like_single = false;
 };
 
 // Runs the chunks (at most one a sequence) as one batch and appends to the cache. Returns the
@@ -95,6 +101,7 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
                      std::span<const Chunk> chunks, const ForwardOptions& options = {});
 
 // hidden [n, d_model] -> logits [n, n_vocab] (soft cap included).
-void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out);
+void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out,
+            bool like_single = false);
 
 }  // namespace mt

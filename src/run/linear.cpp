@@ -20,6 +20,21 @@ void add_bias(const LinearMap& map, Matrix y) {
     for (int64_t o = 0; o < y.cols; ++o) y.row(t)[o] += map.bias[static_cast<size_t>(o)];
 }
 
+// y[t, r] = sum_i W[r, i] * x[t, i] for `rows` consecutive rows of a weight and `tokens` tokens,
+// each sum as rows_dot has it for that token alone. q: the tokens as `quantise` left them, `blob`
+// bytes apart. The rows are read from memory once: so many of them at a time as stay in the first
+// cache for the tokens that follow.
+void rows_dots(const Kernels& k, const Weight& w, int64_t begin, int64_t rows, const std::byte* q,
+               int64_t blob, int64_t tokens, Matrix y) {
+  const int64_t bytes = row_bytes(w.dtype, w.cols);
+  constexpr int64_t kNear = 24 << 10;
+  const int64_t at_once = tokens == 1 ? rows : std::max<int64_t>(16, kNear / bytes / 16 * 16);
+  for (int64_t r = begin; r < begin + rows; r += at_once)
+    for (int64_t t = 0; t < tokens; ++t)
+      k.rows_dot(w.dtype, w.row(r), bytes, std::min(at_once, begin + rows - r), q + t * blob,
+                 w.cols, y.row(t) + r);
+}
+
 void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> outputs) {
   const Kernels& k = rt.kernels;
   const int64_t blob =
@@ -40,9 +55,7 @@ void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> ou
     for (int64_t n; i >= (n = ceil_div(out->map.weight.rows, piece)); ++out) i -= n;
     const Weight& w = out->map.weight;
     const int64_t begin = i * piece, n = std::min(piece, w.rows - begin);
-    for (int64_t t = 0; t < x.rows; ++t)
-      k.rows_dot(w.dtype, w.row(begin), row_bytes(w.dtype, w.cols), n, q + t * blob, x.cols,
-                 out->y.row(t) + begin);
+    rows_dots(k, w, begin, n, q, blob, x.rows, out->y);
   });
 }
 
@@ -148,26 +161,30 @@ bool rounds(const Runtime& rt, Path path) {
 
 }  // namespace
 
-void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y) {
+void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y,
+            bool like_single) {
   const MapOutput output{map, y};
-  matmul_shared(rt, path, x, {&output, 1});
+  matmul_shared(rt, path, x, {&output, 1}, like_single);
 }
 
-void matmul_shared(const Runtime& rt, Path path, ConstMatrix x,
-                   std::span<const MapOutput> outputs) {
+// Whatever a token takes here alone gives it the same sums in a batch: only the choice among the
+// ways looks at how many there are.
+void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const MapOutput> outputs,
+                   bool like_single) {
   auto all_take = [&](auto&& takes) {
     return path == Path::fast && x.cols % 32 == 0 &&
            std::all_of(outputs.begin(), outputs.end(),
                        [&](const MapOutput& out) { return takes(out.map.weight.dtype); });
   };
   const Int8Kernels* int8 = all_take(int8_takes) ? int8_kernels(rt.kernels) : nullptr;
-  const bool few = x.rows <= (int8 ? kFewTokensInt8 : kFewTokens);
+  const bool few = like_single || x.rows <= (int8 ? kFewTokensInt8 : kFewTokens);
   if (few && all_take(rt.kernels.has_rows_dot)) {
     matmul_dots(rt, x, outputs);
   } else if (int8 && (!few || outputs.size() == 1)) {
     matmul_int8(rt, *int8, x, outputs);
   } else if (path == Path::fast && outputs.size() > 1) {
-    for (const MapOutput& out : outputs) matmul(rt, path, x, out.map, out.y);  // each its own way
+    for (const MapOutput& out : outputs)  // each its own way
+      matmul(rt, path, x, out.map, out.y, like_single);
     return;
   } else {
     for (const MapOutput& out : outputs) {

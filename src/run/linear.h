@@ -13,7 +13,8 @@ struct MapOutput {
 };
 // matmul of each; the fast path rounds x once for all of them and divides their rows among the
 // threads together.
-void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const MapOutput> outputs);
+void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const MapOutput> outputs,
+                   bool like_single = false);
 
 // The batched int8 product (kernels/int8.h) without biases. The same bits for any number of
 // threads. x.cols: a multiple of 32; formats that int8_takes.

@@ -566,6 +566,71 @@ TEST(Generate, FiguresStandBelowTheText) {
   EXPECT_NE(shown.find("\nmicrotome: prompt "), std::string::npos) << shown;
 }
 
+TEST(Generate, DraftsChangeNoText) {
+  for (const char* temperature : {"0", "0.5"}) {
+    std::vector<std::string> arguments = {"generate",     golden("tiny_qwen3.gguf"),
+                                          "--raw",        "-p",
+                                          "abcabcabcabc", "-n",
+                                          "60",           "--temp",
+                                          temperature,    "--stats",
+                                          "--json"};
+    const Outcome plain = run(arguments);
+    ASSERT_EQ(plain.code, 0) << plain.err;
+    EXPECT_EQ(plain.err.find("drafted"), std::string::npos) << plain.err;
+    arguments.insert(arguments.end(), {"--spec-type", "ngram", "--draft-min", "3"});
+    const Outcome drafted = run(arguments);
+    ASSERT_EQ(drafted.code, 0) << drafted.err;
+    const json a = json::parse(plain.out), b = json::parse(drafted.out);
+    for (const char* key : {"text", "ids", "finish"}) EXPECT_EQ(a[key], b[key]);
+    EXPECT_FALSE(a.contains("drafts"));
+    const json& drafts = b["drafts"];
+    EXPECT_EQ(drafts["type"], "ngram");
+    EXPECT_GT(drafts["batches"].get<int>(), 0);
+    EXPECT_GE(drafts["drafted"], drafts["batches"]);
+    EXPECT_LE(drafts["accepted"], drafts["drafted"]);
+    EXPECT_NE(drafted.err.find(" drafted tokens kept, in "), std::string::npos) << drafted.err;
+    // A stop text in the middle of what was drafted.
+    const std::string whole = a["text"];
+    std::string stop;
+    for (size_t at = whole.size() / 2; at < whole.size() && stop.size() < 2; ++at)
+      if (static_cast<unsigned char>(whole[at]) < 0x80)
+        stop += whole[at];
+      else
+        stop.clear();
+    if (stop.size() < 2) continue;
+    arguments.insert(arguments.end(), {"--stop", stop});
+    EXPECT_EQ(json::parse(run(arguments).out)["text"], whole.substr(0, whole.find(stop)));
+  }
+}
+
+TEST(Generate, SeveralPromptsGiveWhatEachGives) {
+  const TemporaryFile file("abc\n\nthe end\r\nabcabcabc\n");
+  std::vector<std::string> arguments = {
+      "generate", golden("tiny_llama.gguf"), "--raw", "-n", "15", "--seed", "5"};
+  auto with = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), arguments.begin(), arguments.end());
+    Outcome r = run(more);
+    EXPECT_EQ(r.code, 0) << r.err;
+    return r.out;
+  };
+  json alone = json::array();
+  for (const char* prompt : {"abc", "the end", "abcabcabc"})
+    alone.push_back(json::parse(with({"-p", prompt, "--json"}))["ids"]);
+  for (const char* parallel : {"1", "2", "8"}) {
+    const json all =
+        json::parse(with({"--prompts", file.path(), "--parallel", parallel, "--json"}));
+    ASSERT_EQ(all.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(all[i]["ids"], alone[i]) << i << " of " << parallel;
+  }
+  const std::string shown = with({"--prompts", file.path()});
+  const size_t first = shown.find("==> 1: abc <==\n"), second = shown.find("==> 2: the end <==\n");
+  EXPECT_EQ(first, 0u) << shown;
+  EXPECT_LT(second, shown.find("==> 3: abcabcabc <==\n")) << shown;
+  const TemporaryFile empty("\n\n");
+  EXPECT_EQ(run({"generate", golden("tiny_llama.gguf"), "--prompts", empty.path()}).code, 2);
+  EXPECT_EQ(run({"generate", golden("tiny_llama.gguf"), "-p", "a", "--parallel", "2"}).code, 2);
+}
+
 TEST(Generate, StopTextIsNeverShown) {
   std::vector<std::string> arguments = {
       "generate", golden("tiny_llama.gguf"), "--raw", "-p", "abc", "-n", "40", "--seed", "3",

@@ -199,6 +199,74 @@ TEST(Forward, EveryCacheFormatIsNearF32AndForgetsWhatIsTakenBack) {
   EXPECT_EQ(n_compared, 2 * 5 + 3 * 2);
 }
 
+// Logits of the last `n` of ids, behind the others: one by one, or as drafts are looked over, in
+// one batch beside another sequence, after a batch of which all but the first were wrong.
+std::vector<float> last_logits(const Runtime& rt, const Model& model, Path path,
+                               const KvTypes& types, std::span<const int32_t> ids, int64_t n,
+                               bool drafted) {
+  const int64_t before = std::ssize(ids) - n;
+  KvCache cache(model, 2, std::ssize(ids) + 8, types);
+  const Chunk prompt{1, ids.first(size_t(before))};
+  const ForwardOptions one{.path = path, .tap = {}};
+  const ForwardOptions like_single{.path = path, .tap = {}, .like_single = true};
+  forward(rt, model, cache, {&prompt, 1}, one);
+  MatrixBuffer out(n, model.n_vocab);
+  if (!drafted) {
+    for (int64_t t = 0; t < n; ++t) {
+      const Chunk chunk{1, ids.subspan(size_t(before + t), 1)};
+      const MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, one);
+      logits(rt, model, path, hidden, out.view().slice_rows(t, t + 1));
+    }
+  } else {
+    std::vector<int32_t> wrong(8, 9);
+    wrong[0] = ids[size_t(before)];
+    const Chunk drafts{1, wrong};
+    forward(rt, model, cache, {&drafts, 1}, like_single);
+    cache.truncate(1, before + (n == 8 ? 0 : 1));
+    const int64_t kept = cache.length(1) - before;
+    const std::vector<Chunk> both{{0, std::span(wrong).first(2)},
+                                  {1, ids.subspan(size_t(before + kept))}};
+    const MatrixBuffer hidden = forward(rt, model, cache, both, like_single);
+    MatrixBuffer all(hidden.rows(), model.n_vocab);
+    logits(rt, model, path, hidden, all, true);
+    std::copy_n(all.row(2), (n - kept) * model.n_vocab, out.row(kept));
+    if (kept) std::fill_n(out.row(0), model.n_vocab, 0.0f);  // not asked for
+  }
+  if (n != 8) std::fill_n(out.row(0), model.n_vocab, 0.0f);
+  return {out.data(), out.data() + out.rows() * out.cols()};
+}
+
+TEST(Forward, LikeSingleGivesTheBitsOfTokensOneByOne) {
+  ThreadPool one(1), two(2);
+  const Model wide = made_wide(), grouped = open_tiny("tiny_gemma3");
+  std::vector<int32_t> ids;
+  for (int i = 0; i < 42; ++i) ids.push_back(3 + (i * i + i / 5) % 50);
+  constexpr Dtype kCaches[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
+  auto expect_same = [&](const Model& model, Path path, const KvTypes& types,
+                         const std::string& what) {
+    for (const Kernels* table : available_kernels()) {
+      if (table != &select_kernels() && what != "Q4_0") continue;
+      // Strips of 16 positions: the tokens lie in two of them and in one.
+      for (const auto& [length, n] : {std::pair{36, 8}, std::pair{42, 5}}) {
+        const auto text = std::span(ids).first(size_t(length));
+        EXPECT_EQ(last_logits({*table, one}, model, path, types, text, n, false),
+                  last_logits({*table, two}, model, path, types, text, n, true))
+            << what << " " << table->name << " " << mt::name(types.keys) << " " << n;
+      }
+    }
+  };
+  for (Dtype t : {Dtype::F32, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K, Dtype::Q6_K, Dtype::MXFP4}) {
+    const Model model = in_format(wide, t);
+    for (Dtype cache : kCaches)
+      if (t == Dtype::Q4_0 || cache == Dtype::F16)
+        expect_same(model, Path::fast, {cache, cache}, std::string(mt::name(t)));
+    if (t == Dtype::F32 || t == Dtype::Q4_0) expect_same(model, Path::exact, {}, "exact");
+  }
+  // Windows, grouped queries, norms of heads.
+  expect_same(grouped, Path::fast, default_kv_types(Path::fast), "gemma3");
+  expect_same(grouped, Path::exact, {}, "gemma3 exact");
+}
+
 TEST(Forward, OnlyTheFastPathTakesOtherCaches) {
   ThreadPool pool(1);
   const Runtime rt{reference_kernels(), pool};

@@ -64,5 +64,35 @@ TEST(Linear, FastIsNearTheExactPathAndTheSameForAnyThreads) {
     }
 }
 
+TEST(Linear, LikeSingleGivesEveryTokenWhatItGetsAlone) {
+  ThreadPool three(3);
+  const int64_t cols = 768, n = 11;
+  for (Dtype t :
+       {Dtype::Q8_0, Dtype::Q4_0, Dtype::Q5_0, Dtype::Q4_1, Dtype::Q5_1, Dtype::IQ4_NL, Dtype::Q4_K,
+        Dtype::Q5_K, Dtype::Q6_K, Dtype::Q3_K, Dtype::Q2_K, Dtype::IQ4_XS, Dtype::MXFP4,
+        Dtype::IQ2_S, Dtype::IQ3_XXS, Dtype::F16, Dtype::BF16, Dtype::F32}) {
+    // Rows of several pieces, and some that are left over.
+    const LinearMap first = random_map(t, 451, cols, 41);
+    const LinearMap second = random_map(t == Dtype::Q8_0 ? Dtype::F32 : t, 33, cols, 42);
+    std::mt19937 random(43);
+    MatrixBuffer x(n, cols), y(n, 451), z(n, 33), y1(1, 451), z1(1, 33);
+    for (int64_t i = 0; i < n * cols; ++i) x.data()[i] = std::normal_distribution<float>()(random);
+    for (const Kernels* table : available_kernels())
+      for (Path path : {Path::fast, Path::exact, Path::bf16}) {
+        if (path == Path::exact && table->name != select_kernels().name) continue;
+        const Runtime rt{*table, three};
+        const MapOutput both[] = {{first, y}, {second, z}};
+        matmul_shared(rt, path, x, both, true);
+        for (int64_t token = 0; token < n; ++token) {
+          const MapOutput alone[] = {{first, y1}, {second, z1}};
+          matmul_shared(rt, path, x.view().slice_rows(token, token + 1), alone);
+          EXPECT_EQ(std::memcmp(y.row(token), y1.data(), 451 * 4), 0)
+              << table->name << " " << name(t) << " token " << token;
+          EXPECT_EQ(std::memcmp(z.row(token), z1.data(), 33 * 4), 0) << table->name << name(t);
+        }
+      }
+  }
+}
+
 }  // namespace
 }  // namespace mt

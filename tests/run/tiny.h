@@ -7,6 +7,8 @@
 
 #include "model/open.h"
 #include "run/forward.h"
+#include "support/folder.h"
+#include "support/made_model.h"
 
 namespace mt {
 
@@ -15,6 +17,31 @@ inline const std::vector<std::string> kTinyModels{"tiny_llama", "tiny_llama_b", 
 
 inline Model open_tiny(const std::string& name) {
   return open_model(std::string(MT_TEST_DATA) + "/" + name + ".gguf");
+}
+
+// The model with every linear map rounded to a format.
+inline Model in_format(Model model, Dtype dtype) {
+  for (LinearMap* map : linear_maps(model)) {
+    Weight& w = map->weight;
+    const int64_t bytes = row_bytes(dtype, w.cols);
+    auto rounded = std::make_shared<std::vector<std::byte>>(size_t(w.rows * bytes));
+    std::vector<float> row(static_cast<size_t>(w.cols));
+    for (int64_t r = 0; r < w.rows; ++r) {
+      decode_row(w.dtype, w.row(r), row.data(), w.cols);
+      encode_row(dtype, row.data(), nullptr, rounded->data() + r * bytes, w.cols);
+    }
+    w.data = {rounded, *rounded};
+    w.dtype = dtype;
+  }
+  return model;
+}
+
+// Wide enough for formats with blocks of 256.
+inline Model made_wide() {
+  const test::TemporaryFolder folder;
+  test::make_model(folder.path() / "wide.gguf",
+                   {.n_layers = 2, .d_model = 256, .n_heads = 8, .d_ff = 512});
+  return open_model(folder.path() / "wide.gguf");
 }
 
 template <class T>
