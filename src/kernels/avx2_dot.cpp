@@ -262,8 +262,10 @@ MT_AVX2 void avx2_quantise(const float* x, int64_t n, std::byte* blob) {
   }
 }
 
-void avx2_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
-                   const std::byte* blob, int64_t n, float* y) {
+namespace {
+
+void one_token(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
+               const std::byte* blob, int64_t n, float* y) {
   QuantisedLayout layout = quantised_layout(n);
   const uint8_t* w = reinterpret_cast<const uint8_t*>(bytes);
   Activations act = {reinterpret_cast<const float*>(blob),
@@ -308,8 +310,17 @@ void avx2_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64
     case Dtype::TQ1_0:
     case Dtype::TQ2_0:
     case Dtype::NVFP4:
-      return reference_rows_dot(dtype, bytes, row_bytes, rows, blob, n, y);
+      return reference_rows_dot(dtype, bytes, row_bytes, rows, blob, 0, 1, n, y, 0);
   }
+}
+
+}  // namespace
+
+void avx2_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
+                   const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                   int64_t ldy) {
+  for (int64_t t = 0; t < tokens; ++t)
+    one_token(dtype, w, row_bytes, rows, q + t * q_bytes, n, y + t * ldy);
 }
 
 }  // namespace mt

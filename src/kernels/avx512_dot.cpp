@@ -89,9 +89,35 @@ MT_AVX512_INLINE __m512 step_scale(Window v) {
   }
 }
 
-template <Dtype T, int R, bool Full>
-MT_AVX512_INLINE void small_step(const Rows<R>& rows, int64_t at, const Activations& act,
-                                 int64_t block, int blocks, __m512 (&acc)[R]) {
+// What a step takes of one token, in lanes.
+struct SmallInput {
+  __m512i low, high, start;
+  __m512 dx, sums;
+};
+template <Dtype T>
+MT_AVX512_INLINE SmallInput small_input(const Activations& act, int64_t block) {
+  SmallInput in;
+  __m512i x0 = load64(act.q + 32 * block), x1 = load64(act.q + 32 * block + 64);
+  in.low = _mm512_shuffle_i64x2(x0, x1, 0x88);
+  in.high = _mm512_shuffle_i64x2(x0, x1, 0xdd);
+  in.dx = to_lanes(runs_of_4(0, 1, 2, 3), _mm512_castps128_ps512(_mm_loadu_ps(act.d + block)));
+  in.start = _mm512_setzero_si512();
+  if constexpr (offset_of(T) != 0) {
+    __m512i offset = _mm512_set1_epi8(static_cast<char>(offset_of(T)));
+    in.start = minus(dot4(dot4(in.start, offset, in.low), offset, in.high));
+  }
+  in.sums = _mm512_setzero_ps();
+  if constexpr (has_min(T)) {
+    __m512i lanes = _mm512_setr_epi32(0, 1, 0, 0, 2, 3, 0, 0, 4, 5, 0, 0, 6, 7, 0, 0);
+    in.sums = _mm512_maskz_permutexvar_ps(
+        0x3333, lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.sum + 2 * block)));
+  }
+  return in;
+}
+
+template <Dtype T, int R, int K, bool Full>
+MT_AVX512_INLINE void small_step(const Rows<R>& rows, int64_t at, const Tokens<K>& tokens,
+                                 int64_t block, int blocks, __m512 (&acc)[R][K]) {
   constexpr int size = small_bytes(T);
   constexpr int fifth_at = has_min(T) ? 4 : 2;
   constexpr int codes_at = T == Dtype::MXFP4 ? 1 : fifth_at + (has_fifth(T) ? 4 : 0);
@@ -100,20 +126,9 @@ MT_AVX512_INLINE void small_step(const Rows<R>& rows, int64_t at, const Activati
   static constexpr auto high_bits = bit_bytes(size, fifth_at + 2);
   static constexpr auto min_index = half_bytes(size, 2);
 
-  __m512i x0 = load64(act.q + 32 * block), x1 = load64(act.q + 32 * block + 64);
-  __m512i x_low = _mm512_shuffle_i64x2(x0, x1, 0x88), x_high = _mm512_shuffle_i64x2(x0, x1, 0xdd);
-  __m512 dx = to_lanes(runs_of_4(0, 1, 2, 3), _mm512_castps128_ps512(_mm_loadu_ps(act.d + block)));
-  __m512i start = _mm512_setzero_si512();
-  if constexpr (offset_of(T) != 0) {
-    __m512i offset = _mm512_set1_epi8(static_cast<char>(offset_of(T)));
-    start = minus(dot4(dot4(start, offset, x_low), offset, x_high));
-  }
-  __m512 sums = _mm512_setzero_ps();
-  if constexpr (has_min(T)) {
-    __m512i lanes = _mm512_setr_epi32(0, 1, 0, 0, 2, 3, 0, 0, 4, 5, 0, 0, 6, 7, 0, 0);
-    sums = _mm512_maskz_permutexvar_ps(
-        0x3333, lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.sum + 2 * block)));
-  }
+  SmallInput x[K];
+  MT_UNROLL
+  for (int t = 0; t < K; ++t) x[t] = small_input<T>(tokens.of[t], block);
   __m512i table = byte_table(T == Dtype::MXFP4 ? e2m1_values : iq4_values);
   __m512i bit = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201u));
   MT_UNROLL
@@ -133,41 +148,47 @@ MT_AVX512_INLINE void small_step(const Rows<R>& rows, int64_t at, const Activati
       low = _mm512_shuffle_epi8(table, low);
       high = _mm512_shuffle_epi8(table, high);
     }
-    __m512 dot = _mm512_cvtepi32_ps(dot4(dot4(start, low, x_low), high, x_high));
-    acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(step_scale<T>(v), dx), acc[r]);
-    if constexpr (has_min(T)) {
-      __m512 min = _mm512_cvtph_ps(_mm512_castsi512_si256(pick(v, min_index)));
-      acc[r] = _mm512_fmadd_ps(min, sums, acc[r]);
+    __m512 scale = step_scale<T>(v), min = _mm512_setzero_ps();
+    if constexpr (has_min(T)) min = _mm512_cvtph_ps(_mm512_castsi512_si256(pick(v, min_index)));
+    MT_UNROLL
+    for (int t = 0; t < K; ++t) {
+      __m512 dot = _mm512_cvtepi32_ps(dot4(dot4(x[t].start, low, x[t].low), high, x[t].high));
+      acc[r][t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, x[t].dx), acc[r][t]);
+      if constexpr (has_min(T)) acc[r][t] = _mm512_fmadd_ps(min, x[t].sums, acc[r][t]);
     }
   }
 }
 
-template <Dtype T, int R>
-MT_AVX512 void small_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                          int64_t stride) {
-  __m512 acc[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+template <Dtype T, int R, int K>
+MT_AVX512 void small_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
+  __m512 acc[R][K];
+  clear(acc);
   int64_t blocks = n / 32, b = 0;
-  for (; b + 4 <= blocks; b += 4) small_step<T, R, true>(rows, b * small_bytes(T), act, b, 4, acc);
+  for (; b + 4 <= blocks; b += 4)
+    small_step<T, R, K, true>(rows, b * small_bytes(T), tokens, b, 4, acc);
   if (b < blocks)
-    small_step<T, R, false>(rows, b * small_bytes(T), act, b, static_cast<int>(blocks - b), acc);
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+    small_step<T, R, K, false>(rows, b * small_bytes(T), tokens, b, static_cast<int>(blocks - b),
+                               acc);
+  store(acc, y);
 }
 
 // ---- Q8_0: two blocks a step ----
-template <int R>
-MT_AVX512 void q8_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                       int64_t stride) {
-  __m512 acc[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+template <Dtype, int R, int K>
+MT_AVX512 void q8_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
+  __m512 acc[R][K];
+  clear(acc);
   __m512i high_bit = _mm512_set1_epi8(-128);
   for (int64_t b = 0; b < n / 32; b += 2) {
     bool both = b + 1 < n / 32;
-    __m512i x = load64(act.q + 32 * b);
-    __m512i start = minus(dot4(_mm512_setzero_si512(), high_bit, x));
-    __m512 dx = _mm512_insertf32x8(_mm512_set1_ps(act.d[b]), _mm256_set1_ps(act.d[b + 1]), 1);
+    __m512i x[K], start[K];
+    __m512 dx[K];
+    MT_UNROLL
+    for (int t = 0; t < K; ++t) {
+      const Activations& act = tokens.of[t];
+      x[t] = load64(act.q + 32 * b);
+      start[t] = minus(dot4(_mm512_setzero_si512(), high_bit, x[t]));
+      dx[t] = _mm512_insertf32x8(_mm512_set1_ps(act.d[b]), _mm256_set1_ps(act.d[b + 1]), 1);
+    }
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = rows.w[r] + 34 * b;
@@ -177,21 +198,26 @@ MT_AVX512 void q8_rows(const Rows<R>& rows, const Activations& act, int64_t n, f
       __m512i codes = _mm512_inserti64x4(
           _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second + 2)), 1);
+      codes = _mm512_xor_si512(codes, high_bit);
       __m256i d = _mm256_inserti128_si256(_mm256_set1_epi16(load_as<short>(p)),
                                           _mm_set1_epi16(load_as<short>(second)), 1);
-      __m512 dot = _mm512_cvtepi32_ps(dot4(start, _mm512_xor_si512(codes, high_bit), x));
-      acc[r] = _mm512_fmadd_ps(dot, _mm512_mul_ps(_mm512_cvtph_ps(d), dx), acc[r]);
+      __m512 scale = _mm512_cvtph_ps(d);
+      MT_UNROLL
+      for (int t = 0; t < K; ++t) {
+        __m512 dot = _mm512_cvtepi32_ps(dot4(start[t], codes, x[t]));
+        acc[r][t] = _mm512_fmadd_ps(dot, _mm512_mul_ps(scale, dx[t]), acc[r][t]);
+      }
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  store(acc, y);
 }
 
 // ---- Q2_0: four blocks of 64 a step ----
-template <int R, bool Full>
-MT_AVX512_INLINE void q2_0_step(const Rows<R>& rows, int64_t at, const Activations& act,
-                                int64_t block, int blocks, __m512 (&acc)[R]) {
-  static constexpr auto code_index = code_bytes(18, 2);
-  static constexpr auto scale_index = half_bytes(18, 0);
+struct Q20Input {
+  __m512i x[4], start;
+  __m512 dx;
+};
+MT_AVX512_INLINE Q20Input q2_0_input(const Activations& act, int64_t block) {
   // Byte j of a block holds weights 4j..4j+3, so part s of the codes meets activations 4j+s:
   // sort those of each block by s, then collect each s over the four blocks.
   static constexpr auto sorted = [] {
@@ -199,7 +225,8 @@ MT_AVX512_INLINE void q2_0_step(const Rows<R>& rows, int64_t at, const Activatio
     for (int i = 0; i < 64; ++i) index[size_t(i)] = static_cast<uint8_t>(4 * (i % 16) + i / 16);
     return index;
   }();
-  __m512i y[4], x[4];
+  Q20Input in;
+  __m512i y[4];
   MT_UNROLL
   for (int b = 0; b < 4; ++b)
     y[b] = _mm512_permutexvar_epi8(load(sorted), load64(act.q + 64 * (block + b)));
@@ -207,89 +234,107 @@ MT_AVX512_INLINE void q2_0_step(const Rows<R>& rows, int64_t at, const Activatio
   __m512i even23 = _mm512_shuffle_i64x2(y[2], y[3], 0x88);
   __m512i odd01 = _mm512_shuffle_i64x2(y[0], y[1], 0xdd);
   __m512i odd23 = _mm512_shuffle_i64x2(y[2], y[3], 0xdd);
-  x[0] = _mm512_shuffle_i64x2(even01, even23, 0x88);
-  x[2] = _mm512_shuffle_i64x2(even01, even23, 0xdd);
-  x[1] = _mm512_shuffle_i64x2(odd01, odd23, 0x88);
-  x[3] = _mm512_shuffle_i64x2(odd01, odd23, 0xdd);
+  in.x[0] = _mm512_shuffle_i64x2(even01, even23, 0x88);
+  in.x[2] = _mm512_shuffle_i64x2(even01, even23, 0xdd);
+  in.x[1] = _mm512_shuffle_i64x2(odd01, odd23, 0x88);
+  in.x[3] = _mm512_shuffle_i64x2(odd01, odd23, 0xdd);
   __m512i start = _mm512_setzero_si512();
   MT_UNROLL
-  for (int s = 0; s < 4; ++s) start = dot4(start, _mm512_set1_epi8(1), x[s]);
-  start = minus(start);
+  for (int s = 0; s < 4; ++s) start = dot4(start, _mm512_set1_epi8(1), in.x[s]);
+  in.start = minus(start);
   __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  __m512 dx = to_lanes(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 2 * block)));
+  in.dx = to_lanes(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 2 * block)));
+  return in;
+}
+
+template <int R, int K, bool Full>
+MT_AVX512_INLINE void q2_0_step(const Rows<R>& rows, int64_t at, const Tokens<K>& tokens,
+                                int64_t block, int blocks, __m512 (&acc)[R][K]) {
+  static constexpr auto code_index = code_bytes(18, 2);
+  static constexpr auto scale_index = half_bytes(18, 0);
+  Q20Input in[K];
+  MT_UNROLL
+  for (int t = 0; t < K; ++t) in[t] = q2_0_input(tokens.of[t], block);
   __m512i three = _mm512_set1_epi8(3);
   MT_UNROLL
   for (int r = 0; r < R; ++r) {
     const uint8_t* p = rows.w[r] + at;
     prefetch(p);
     Window v = window<Full>(p, 18, blocks);
-    __m512i qs = pick(v, code_index);
-    __m512i dot = dot4(start, _mm512_and_si512(qs, three), x[0]);
-    dot = dot4(dot, _mm512_and_si512(_mm512_srli_epi16(qs, 2), three), x[1]);
-    dot = dot4(dot, _mm512_and_si512(_mm512_srli_epi16(qs, 4), three), x[2]);
-    dot = dot4(dot, _mm512_and_si512(_mm512_srli_epi16(qs, 6), three), x[3]);
+    __m512i qs = pick(v, code_index), codes[4];
+    MT_UNROLL
+    for (int s = 0; s < 4; ++s)
+      codes[s] = _mm512_and_si512(_mm512_srli_epi16(qs, static_cast<unsigned>(2 * s)), three);
     __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(pick(v, scale_index)));
-    acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(d, dx), acc[r]);
+    MT_UNROLL
+    for (int t = 0; t < K; ++t) {
+      __m512i dot = in[t].start;
+      MT_UNROLL
+      for (int s = 0; s < 4; ++s) dot = dot4(dot, codes[s], in[t].x[s]);
+      acc[r][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(d, in[t].dx), acc[r][t]);
+    }
   }
 }
 
-template <int R>
-MT_AVX512 void q2_0_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                         int64_t stride) {
-  __m512 acc[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+template <Dtype, int R, int K>
+MT_AVX512 void q2_0_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
+  __m512 acc[R][K];
+  clear(acc);
   int64_t blocks = n / 64, b = 0;
-  for (; b + 4 <= blocks; b += 4) q2_0_step<R, true>(rows, 18 * b, act, b, 4, acc);
-  if (b < blocks) q2_0_step<R, false>(rows, 18 * b, act, b, static_cast<int>(blocks - b), acc);
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  for (; b + 4 <= blocks; b += 4) q2_0_step<R, K, true>(rows, 18 * b, tokens, b, 4, acc);
+  if (b < blocks)
+    q2_0_step<R, K, false>(rows, 18 * b, tokens, b, static_cast<int>(blocks - b), acc);
+  store(acc, y);
 }
 
 // ---- Q1_0: a bit is code 0 or 2, one too high ----
-template <int R>
-MT_AVX512 void q1_0_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                         int64_t stride) {
-  __m512 acc[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+template <Dtype, int R, int K>
+MT_AVX512 void q1_0_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
+  __m512 acc[R][K];
+  clear(acc);
   __m512i two = _mm512_set1_epi8(2);
   for (int64_t b = 0; b < n / 128; ++b) {
-    __m512i x[2], start[2];
-    __m512 dx[2];
+    __m512i x[K][2], start[K][2];
+    __m512 dx[K][2];
     MT_UNROLL
+    for (int t = 0; t < K; ++t) MT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      x[h] = load64(act.q + 128 * b + 64 * h);
-      start[h] = minus(dot4(_mm512_setzero_si512(), _mm512_set1_epi8(1), x[h]));
-      const float* d = act.d + 4 * b + 2 * h;
-      dx[h] = _mm512_insertf32x8(_mm512_set1_ps(d[0]), _mm256_set1_ps(d[1]), 1);
+      x[t][h] = load64(tokens.of[t].q + 128 * b + 64 * h);
+      start[t][h] = minus(dot4(_mm512_setzero_si512(), _mm512_set1_epi8(1), x[t][h]));
+      const float* d = tokens.of[t].d + 4 * b + 2 * h;
+      dx[t][h] = _mm512_insertf32x8(_mm512_set1_ps(d[0]), _mm256_set1_ps(d[1]), 1);
     }
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = rows.w[r] + 18 * b;
       prefetch(p);
-      __m512 v = _mm512_setzero_ps();
-      MT_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        __m512i codes = _mm512_maskz_mov_epi8(load_as<uint64_t>(p + 2 + 8 * h), two);
-        v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot4(start[h], codes, x[h])), dx[h], v);
-      }
+      __m512i codes[2] = {_mm512_maskz_mov_epi8(load_as<uint64_t>(p + 2), two),
+                          _mm512_maskz_mov_epi8(load_as<uint64_t>(p + 10), two)};
       __m512 d = _mm512_cvtph_ps(_mm256_set1_epi16(load_as<short>(p)));
-      acc[r] = _mm512_fmadd_ps(v, d, acc[r]);
+      MT_UNROLL
+      for (int t = 0; t < K; ++t) {
+        __m512 v = _mm512_setzero_ps();
+        MT_UNROLL
+        for (int h = 0; h < 2; ++h)
+          v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot4(start[t][h], codes[h], x[t][h])), dx[t][h],
+                              v);
+        acc[r][t] = _mm512_fmadd_ps(v, d, acc[r][t]);
+      }
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  store(acc, y);
 }
 
 // ---- unquantised weights, f32 activations ----
-template <Dtype T, int R>
-MT_AVX512 void plain_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                          int64_t stride) {
+template <Dtype T, int R, int K>
+MT_AVX512 void plain_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
   constexpr int size = T == Dtype::F32 ? 4 : 2;
-  __m512 acc[R];
-  MT_UNROLL
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+  __m512 acc[R][K];
+  clear(acc);
   for (int64_t i = 0; i < n; i += 16) {
-    __m512 x = _mm512_loadu_ps(act.x + i);
+    __m512 x[K];
+    MT_UNROLL
+    for (int t = 0; t < K; ++t) x[t] = _mm512_loadu_ps(tokens.of[t].x + i);
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = rows.w[r] + size * i;
@@ -304,10 +349,11 @@ MT_AVX512 void plain_rows(const Rows<R>& rows, const Activations& act, int64_t n
         else
           v = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
       }
-      acc[r] = _mm512_fmadd_ps(v, x, acc[r]);
+      MT_UNROLL
+      for (int t = 0; t < K; ++t) acc[r][t] = _mm512_fmadd_ps(v, x[t], acc[r][t]);
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  store(acc, y);
 }
 
 }  // namespace
@@ -336,17 +382,16 @@ MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
 }
 
 void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
-                     const std::byte* blob, int64_t n, float* y) {
-  QuantisedLayout layout = quantised_layout(n);
-  const uint8_t* w = reinterpret_cast<const uint8_t*>(bytes);
-  Activations act = {reinterpret_cast<const float*>(blob),
-                     reinterpret_cast<const int8_t*>(blob + layout.q),
-                     reinterpret_cast<const float*>(blob + layout.d),
-                     reinterpret_cast<const float*>(blob + layout.sum)};
+                     const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                     int64_t ldy) {
+  const Product p = {
+      reinterpret_cast<const uint8_t*>(bytes), row_bytes, rows, q, q_bytes, tokens, n, y, ldy};
   switch (dtype) {
-#define MT_CASE(T, FUNCTION) \
-  case Dtype::T:             \
-    return all_rows<FUNCTION<Dtype::T, 4>, FUNCTION<Dtype::T, 1>>(w, row_bytes, rows, act, n, y);
+#define MT_CASE(T, FUNCTION)                                                         \
+  case Dtype::T:                                                                     \
+    return all_rows(p, [](const auto& r, const auto& t, int64_t k, const Out& out) { \
+      FUNCTION<Dtype::T>(r, t, k, out);                                              \
+    });
     MT_CASE(F32, plain_rows)
     MT_CASE(F16, plain_rows)
     MT_CASE(BF16, plain_rows)
@@ -356,21 +401,17 @@ void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int
     MT_CASE(Q5_1, small_rows)
     MT_CASE(IQ4_NL, small_rows)
     MT_CASE(MXFP4, small_rows)
+    MT_CASE(Q8_0, q8_rows)
+    MT_CASE(Q1_0, q1_0_rows)
+    MT_CASE(Q2_0, q2_0_rows)
 #undef MT_CASE
-    case Dtype::Q8_0:
-      return all_rows<q8_rows<4>, q8_rows<1>>(w, row_bytes, rows, act, n, y);
-    case Dtype::Q1_0:
-      return all_rows<q1_0_rows<4>, q1_0_rows<1>>(w, row_bytes, rows, act, n, y);
-    case Dtype::Q2_0:
-      return all_rows<q2_0_rows<4>, q2_0_rows<1>>(w, row_bytes, rows, act, n, y);
     case Dtype::Q2_K:
     case Dtype::Q3_K:
     case Dtype::Q4_K:
     case Dtype::Q5_K:
     case Dtype::Q6_K:
     case Dtype::IQ4_XS:
-      k_rows_dot(dtype, w, row_bytes, rows, act, n, y);
-      return;
+      return k_rows_dot(dtype, p);
     case Dtype::IQ2_XXS:
     case Dtype::IQ2_XS:
     case Dtype::IQ3_XXS:
@@ -386,7 +427,7 @@ void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int
     case Dtype::TQ1_0:
     case Dtype::TQ2_0:
     case Dtype::NVFP4:
-      return reference_rows_dot(dtype, bytes, row_bytes, rows, blob, n, y);
+      return reference_rows_dot(dtype, bytes, row_bytes, rows, q, q_bytes, tokens, n, y, ldy);
   }
 }
 

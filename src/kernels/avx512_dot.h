@@ -26,6 +26,15 @@ template <int R>
 struct Rows {
   const uint8_t* w[R];
 };
+template <int K>
+struct Tokens {
+  Activations of[K];
+};
+// Where the product of row r and token t goes: y[r * row + t * token].
+struct Out {
+  float* y;
+  int64_t row, token;
+};
 
 MT_AVX512_INLINE __m512i load64(const void* p) {
   return _mm512_loadu_si512(p);
@@ -71,25 +80,70 @@ MT_AVX512_INLINE void prefetch(const uint8_t* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p + prefetch_distance), _MM_HINT_T0);
 }
 
-// Four rows a quarter of the matrix apart: four long streams instead of four short ones.
-template <void (*FourRows)(const Rows<4>&, const Activations&, int64_t, float*, int64_t),
-          void (*OneRow)(const Rows<1>&, const Activations&, int64_t, float*, int64_t)>
-MT_AVX512 static void all_rows(const uint8_t* w, int64_t row_bytes, int64_t rows,
-                               const Activations& act, int64_t n, float* y) {
-  int64_t quarter = rows / 4;
-  for (int64_t i = 0; i < quarter; ++i) {
-    Rows<4> four;
-    for (int r = 0; r < 4; ++r) four.w[r] = w + (i + r * quarter) * row_bytes;
-    FourRows(four, act, n, y + i, quarter);
-  }
-  for (int64_t i = 4 * quarter; i < rows; ++i) {
-    Rows<1> one = {{w + i * row_bytes}};
-    OneRow(one, act, n, y + i, 0);
-  }
+template <int R, int K>
+MT_AVX512_INLINE void clear(__m512 (&acc)[R][K]) {
+  MT_UNROLL
+  for (int r = 0; r < R; ++r) MT_UNROLL
+  for (int t = 0; t < K; ++t) acc[r][t] = _mm512_setzero_ps();
+}
+template <int R, int K>
+MT_AVX512_INLINE void store(const __m512 (&acc)[R][K], const Out& out) {
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < K; ++t) out.y[r * out.row + t * out.token] = add_lanes(acc[r][t]);
 }
 
-// The formats of 256 weights; false for another.
-bool k_rows_dot(Dtype dtype, const uint8_t* w, int64_t row_bytes, int64_t rows,
-                const Activations& act, int64_t n, float* y);
+// All of rows_dot's arguments (kernels.h).
+struct Product {
+  const uint8_t* w;
+  int64_t row_bytes, rows;
+  const std::byte* q;
+  int64_t q_bytes, tokens, n;
+  float* y;
+  int64_t ldy;
+};
+
+template <int K>
+Tokens<K> tokens_at(const Product& p, int64_t first) {
+  const QuantisedLayout layout = quantised_layout(p.n);
+  Tokens<K> tokens;
+  for (int t = 0; t < K; ++t) {
+    const std::byte* q = p.q + (first + t) * p.q_bytes;
+    tokens.of[t] = {reinterpret_cast<const float*>(q),
+                    reinterpret_cast<const int8_t*>(q + layout.q),
+                    reinterpret_cast<const float*>(q + layout.d),
+                    reinterpret_cast<const float*>(q + layout.sum)};
+  }
+  return tokens;
+}
+
+// Four rows a quarter of the matrix apart: four long streams instead of four short ones.
+template <int K, class F>
+void some_tokens(const Product& p, int64_t first, const F& rows_dot) {
+  const Tokens<K> tokens = tokens_at<K>(p, first);
+  const int64_t quarter = p.rows / 4;
+  float* y = p.y + first * p.ldy;
+  for (int64_t i = 0; i < quarter; ++i) {
+    Rows<4> four;
+    for (int r = 0; r < 4; ++r) four.w[r] = p.w + (i + r * quarter) * p.row_bytes;
+    rows_dot(four, tokens, p.n, Out{y + i, quarter, p.ldy});
+  }
+  for (int64_t i = 4 * quarter; i < p.rows; ++i)
+    for (int t = 0; t < K; ++t)
+      rows_dot(Rows<1>{{p.w + i * p.row_bytes}}, Tokens<1>{{tokens.of[t]}}, p.n,
+               Out{y + t * p.ldy + i, 0, 0});
+}
+
+// By four tokens, which share the unpacking of the weights, then by two and one. What is summed
+// for a token, and in which order, does not depend on the others.
+template <class F>
+void all_rows(const Product& p, const F& rows_dot) {
+  int64_t t = 0;
+  for (; t + 4 <= p.tokens; t += 4) some_tokens<4>(p, t, rows_dot);
+  for (; t + 2 <= p.tokens; t += 2) some_tokens<2>(p, t, rows_dot);
+  for (; t < p.tokens; ++t) some_tokens<1>(p, t, rows_dot);
+}
+
+// The formats of 256 weights.
+void k_rows_dot(Dtype dtype, const Product& product);
 
 }  // namespace mt::avx512

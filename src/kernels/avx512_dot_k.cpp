@@ -173,72 +173,82 @@ MT_AVX512_INLINE __m512 k_scales(const uint8_t* p, __m512 dx, __m512 sums, __m51
   }
 }
 
-template <Dtype T, int R>
-MT_AVX512 void k_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                      int64_t stride) {
+// What a block takes of one token, in lanes.
+template <Dtype T>
+struct KInput {
+  __m512i x[4], start[4];
+  __m512 dx, sums;
+};
+template <Dtype T>
+MT_AVX512_INLINE KInput<T> k_input(const Activations& act, int64_t b, __m512i (&lanes)[4]) {
   constexpr bool by_16 = two_bits(T) || T == Dtype::Q6_K;
-  __m512 acc[R];
+  KInput<T> in;
+  arrange<T>(act.q + 256 * b, in.x, lanes);
   MT_UNROLL
-  for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
-  __m512i twice = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  for (int64_t b = 0; b < n / 256; ++b) {
-    __m512i x[4], lanes[4], start[4];
-    arrange<T>(act.q + 256 * b, x, lanes);
+  for (int g = 0; g < 4; ++g) in.start[g] = _mm512_setzero_si512();
+  if constexpr (k_offset(T) != 0) {
+    __m512i offset = _mm512_set1_epi8(static_cast<char>(k_offset(T)));
     MT_UNROLL
-    for (int g = 0; g < 4; ++g) start[g] = _mm512_setzero_si512();
-    if constexpr (k_offset(T) != 0) {
-      __m512i offset = _mm512_set1_epi8(static_cast<char>(k_offset(T)));
-      MT_UNROLL
-      for (int g = 0; g < 4; ++g) start[g] = minus(dot4(start[g], offset, x[g]));
-    }
-    if constexpr (T == Dtype::IQ4_XS) {  // its groups are summed in pairs
-      start[0] = _mm512_add_epi32(start[0], start[1]);
-      start[2] = _mm512_add_epi32(start[2], start[3]);
-    }
-    __m512 dx = _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 8 * b));
-    if constexpr (by_16) dx = to_lanes(twice, dx);
-    __m512 sums = _mm512_setzero_ps();
-    if constexpr (T == Dtype::Q2_K) sums = _mm512_loadu_ps(act.sum + 16 * b);
-    if constexpr (T == Dtype::Q4_K || T == Dtype::Q5_K) {
-      __m512 s = _mm512_loadu_ps(act.sum + 16 * b);
-      s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));  // each 16 and its neighbour
-      __m512i even = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 4, 6, 8, 10, 12, 14);
-      sums = _mm512_maskz_permutexvar_ps(0xff00, even, s);
-    }
+    for (int g = 0; g < 4; ++g) in.start[g] = minus(dot4(in.start[g], offset, in.x[g]));
+  }
+  if constexpr (T == Dtype::IQ4_XS) {  // its groups are summed in pairs
+    in.start[0] = _mm512_add_epi32(in.start[0], in.start[1]);
+    in.start[2] = _mm512_add_epi32(in.start[2], in.start[3]);
+  }
+  in.dx = _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 8 * b));
+  if constexpr (by_16)
+    in.dx = to_lanes(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), in.dx);
+  in.sums = _mm512_setzero_ps();
+  if constexpr (T == Dtype::Q2_K) in.sums = _mm512_loadu_ps(act.sum + 16 * b);
+  if constexpr (T == Dtype::Q4_K || T == Dtype::Q5_K) {
+    __m512 s = _mm512_loadu_ps(act.sum + 16 * b);
+    s = _mm512_add_ps(s, _mm512_permute_ps(s, 0xb1));  // each 16 and its neighbour
+    __m512i even = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 4, 6, 8, 10, 12, 14);
+    in.sums = _mm512_maskz_permutexvar_ps(0xff00, even, s);
+  }
+  return in;
+}
+
+template <Dtype T, int R, int K>
+MT_AVX512 void k_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
+  __m512 acc[R][K];
+  clear(acc);
+  for (int64_t b = 0; b < n / 256; ++b) {
+    KInput<T> in[K];
+    __m512i lanes[4];
+    MT_UNROLL
+    for (int t = 0; t < K; ++t) in[t] = k_input<T>(tokens.of[t], b, lanes);
     MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = rows.w[r] + b * k_bytes(T);
       for (int line = 0; line < k_bytes(T); line += 64) prefetch(p + line);
-      __m512 scale = k_scales<T>(p, dx, sums, acc[r]);
       __m512i codes[4];
       k_codes<T>(p, codes);
-      if constexpr (T == Dtype::IQ4_XS) {
+      MT_UNROLL
+      for (int t = 0; t < K; ++t) {
+        __m512 scale = k_scales<T>(p, in[t].dx, in[t].sums, acc[r][t]);
+        constexpr int step = T == Dtype::IQ4_XS ? 2 : 1;
         MT_UNROLL
-        for (int g = 0; g < 4; g += 2) {
-          __m512i dot = dot4(dot4(start[g], codes[g], x[g]), codes[g + 1], x[g + 1]);
-          acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), to_lanes(lanes[g], scale), acc[r]);
-        }
-      } else {
-        MT_UNROLL
-        for (int g = 0; g < 4; ++g) {
-          __m512 dot = _mm512_cvtepi32_ps(dot4(start[g], codes[g], x[g]));
-          acc[r] = _mm512_fmadd_ps(dot, to_lanes(lanes[g], scale), acc[r]);
+        for (int g = 0; g < 4; g += step) {
+          __m512i dot = dot4(in[t].start[g], codes[g], in[t].x[g]);
+          if constexpr (step == 2) dot = dot4(dot, codes[g + 1], in[t].x[g + 1]);
+          acc[r][t] =
+              _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), to_lanes(lanes[g], scale), acc[r][t]);
         }
       }
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  store(acc, y);
 }
 
 }  // namespace
 
-bool k_rows_dot(Dtype dtype, const uint8_t* w, int64_t row_bytes, int64_t rows,
-                const Activations& act, int64_t n, float* y) {
-#define MT_CASE(T)                                                                     \
-  if (dtype == Dtype::T) {                                                             \
-    all_rows<k_rows<Dtype::T, 4>, k_rows<Dtype::T, 1>>(w, row_bytes, rows, act, n, y); \
-    return true;                                                                       \
-  }
+void k_rows_dot(Dtype dtype, const Product& product) {
+#define MT_CASE(T)                                                                \
+  if (dtype == Dtype::T)                                                          \
+    all_rows(product, [](const auto& r, const auto& t, int64_t n, const Out& y) { \
+      k_rows<Dtype::T>(r, t, n, y);                                               \
+    });
   MT_CASE(Q2_K)
   MT_CASE(Q3_K)
   MT_CASE(Q4_K)
@@ -246,7 +256,6 @@ bool k_rows_dot(Dtype dtype, const uint8_t* w, int64_t row_bytes, int64_t rows,
   MT_CASE(Q6_K)
   MT_CASE(IQ4_XS)
 #undef MT_CASE
-  return false;
 }
 
 }  // namespace mt::avx512

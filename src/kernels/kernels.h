@@ -74,9 +74,12 @@ struct Kernels {
   void (*quantise)(const float* x, int64_t n, std::byte* q);
   // True where rows_dot takes this format.
   bool (*has_rows_dot)(Dtype dtype);
-  // y[r] = sum_i W[r,i] * x[i] for `rows` consecutive rows of a packed weight; q from quantise().
+  // y[t*ldy + r] = sum_i W[r,i] * x[t,i] for `rows` consecutive rows of a packed weight; each of
+  // the `tokens` at q + t*q_bytes, from quantise(). A token's results are the same bits whatever
+  // others go with it.
   void (*rows_dot)(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                   const std::byte* q, int64_t n, float* y);
+                   const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                   int64_t ldy);
 };
 
 const Kernels& reference_kernels();

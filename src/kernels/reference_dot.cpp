@@ -111,23 +111,26 @@ bool reference_has_rows_dot(Dtype dtype) {
 }
 
 void reference_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                        const std::byte* q, int64_t n, float* y) {
+                        const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                        int64_t ldy) {
   QuantisedLayout layout = quantised_layout(n);
   bool plain = dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16;
   std::vector<float> row(static_cast<size_t>(n)), x(static_cast<size_t>(n));
-  std::memcpy(x.data(), q, static_cast<size_t>(n) * sizeof(float));
-  if (!plain) {
-    for (int64_t i = 0; i < n; ++i) {
-      float d;
-      std::memcpy(&d, q + layout.d + i / 32 * 4, 4);
-      x[size_t(i)] = d * static_cast<float>(static_cast<int8_t>(q[layout.q + i]));
+  for (int64_t t = 0; t < tokens; ++t, q += q_bytes) {
+    std::memcpy(x.data(), q, static_cast<size_t>(n) * sizeof(float));
+    if (!plain) {
+      for (int64_t i = 0; i < n; ++i) {
+        float d;
+        std::memcpy(&d, q + layout.d + i / 32 * 4, 4);
+        x[size_t(i)] = d * static_cast<float>(static_cast<int8_t>(q[layout.q + i]));
+      }
     }
-  }
-  for (int64_t r = 0; r < rows; ++r) {
-    mt::decode_row(dtype, w + r * row_bytes, row.data(), n);
-    double sum = 0.0;
-    for (int64_t i = 0; i < n; ++i) sum += double(row[size_t(i)]) * double(x[size_t(i)]);
-    y[r] = static_cast<float>(sum);
+    for (int64_t r = 0; r < rows; ++r) {
+      mt::decode_row(dtype, w + r * row_bytes, row.data(), n);
+      double sum = 0.0;
+      for (int64_t i = 0; i < n; ++i) sum += double(row[size_t(i)]) * double(x[size_t(i)]);
+      y[t * ldy + r] = static_cast<float>(sum);
+    }
   }
 }
 

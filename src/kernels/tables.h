@@ -57,14 +57,17 @@ void avx512bf16_gemm_pairs(int64_t m, int64_t n, int64_t k, const uint32_t* a, i
 void avx2_quantise(const float* x, int64_t n, std::byte* blob);
 void avx512_quantise(const float* x, int64_t n, std::byte* blob);
 void avx2_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                   const std::byte* q, int64_t n, float* y);
+                   const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                   int64_t ldy);
 void avx512_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                     const std::byte* q, int64_t n, float* y);
+                     const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                     int64_t ldy);
 
 int64_t reference_quantised_bytes(int64_t n);
 void reference_quantise(const float* x, int64_t n, std::byte* q);
 bool reference_has_rows_dot(Dtype dtype);
 void reference_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                        const std::byte* q, int64_t n, float* y);
+                        const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
+                        int64_t ldy);
 
 }  // namespace mt

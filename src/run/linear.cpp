@@ -30,9 +30,8 @@ void rows_dots(const Kernels& k, const Weight& w, int64_t begin, int64_t rows, c
   constexpr int64_t kNear = 24 << 10;
   const int64_t at_once = tokens == 1 ? rows : std::max<int64_t>(16, kNear / bytes / 16 * 16);
   for (int64_t r = begin; r < begin + rows; r += at_once)
-    for (int64_t t = 0; t < tokens; ++t)
-      k.rows_dot(w.dtype, w.row(r), bytes, std::min(at_once, begin + rows - r), q + t * blob,
-                 w.cols, y.row(t) + r);
+    k.rows_dot(w.dtype, w.row(r), bytes, std::min(at_once, begin + rows - r), q, blob, tokens,
+               w.cols, y.row(0) + r, y.stride);
 }
 
 void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> outputs) {

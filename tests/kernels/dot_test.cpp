@@ -68,7 +68,7 @@ TEST(Dot, EveryFormatWithinItsBound) {
           AlignedBuffer<std::byte> q(size_t(table->quantised_bytes(length)));
           table->quantise(x.data(), length, q.data());
           std::vector<float> y(static_cast<size_t>(rows) + 1, 77.0f);
-          table->rows_dot(t, w.get(), row_size, rows, q.data(), length, y.data());
+          table->rows_dot(t, w.get(), row_size, rows, q.data(), 0, 1, length, y.data(), 0);
           EXPECT_EQ(y.back(), 77.0f);
           for (int64_t r = 0; r < rows; ++r) {
             decode_row(t, w.get() + r * row_size, row.data(), length);
@@ -94,8 +94,8 @@ TEST(Dot, EveryFormatWithinItsBound) {
           }
           // Against the reference's math the activations' rounding is no excuse.
           std::vector<float> expected(static_cast<size_t>(rows));
-          reference_kernels().rows_dot(t, w.get(), row_size, rows, q.data(), length,
-                                       expected.data());
+          reference_kernels().rows_dot(t, w.get(), row_size, rows, q.data(), 0, 1, length,
+                                       expected.data(), 0);
           for (int64_t r = 0; r < rows; ++r) {
             decode_row(t, w.get() + r * row_size, row.data(), length);
             double magnitude = 0.0;
@@ -110,6 +110,36 @@ TEST(Dot, EveryFormatWithinItsBound) {
   }
 }
 
+TEST(Dot, TokensTogetherGiveTheBitsOfEachAlone) {
+  std::mt19937 random(29);
+  constexpr int64_t kTokens = 7, kRows = 9, kLength = 768;
+  for (Dtype t : dot_formats()) {
+    const DtypeInfo& format = info(t);
+    const int64_t row_size = row_bytes(t, kLength);
+    std::vector<std::byte> w = random_rows(random, t, kRows * kLength / format.block_length);
+    std::vector<float> x(kTokens * kLength);
+    for (float& v : x) v = std::normal_distribution<float>()(random);
+    for (const Kernels* table : available_kernels()) {
+      const int64_t q_bytes = (table->quantised_bytes(kLength) + 63) / 64 * 64, ldy = kRows + 2;
+      AlignedBuffer<std::byte> q(size_t(kTokens * q_bytes));
+      for (int64_t i = 0; i < kTokens; ++i)
+        table->quantise(x.data() + i * kLength, kLength, q.data() + i * q_bytes);
+      std::vector<float> together(kTokens * size_t(ldy), 77.0f), alone(kRows);
+      table->rows_dot(t, w.data(), row_size, kRows, q.data(), q_bytes, kTokens, kLength,
+                      together.data(), ldy);
+      for (int64_t i = 0; i < kTokens; ++i) {
+        table->rows_dot(t, w.data(), row_size, kRows, q.data() + i * q_bytes, 0, 1, kLength,
+                        alone.data(), 0);
+        const float* row = together.data() + i * ldy;
+        EXPECT_EQ(std::memcmp(row, alone.data(), kRows * sizeof(float)), 0)
+            << table->name << " " << format.name << " token " << i;
+        EXPECT_EQ(row[kRows], 77.0f);
+        EXPECT_EQ(row[kRows + 1], 77.0f);
+      }
+    }
+  }
+}
+
 TEST(Dot, InfiniteActivationsGiveNan) {
   std::vector<float> x(64, 1.0f);
   x[40] = std::numeric_limits<float>::infinity();
@@ -119,7 +149,7 @@ TEST(Dot, InfiniteActivationsGiveNan) {
     std::vector<std::byte> q(size_t(table->quantised_bytes(64)));
     table->quantise(x.data(), 64, q.data());
     float y = 0.0f;
-    table->rows_dot(Dtype::Q4_0, w.data(), 36, 1, q.data(), 64, &y);
+    table->rows_dot(Dtype::Q4_0, w.data(), 36, 1, q.data(), 0, 1, 64, &y, 0);
     EXPECT_TRUE(std::isnan(y)) << table->name;
   }
 }
