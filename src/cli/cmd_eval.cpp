@@ -19,7 +19,8 @@ namespace mt::cli {
 namespace {
 
 struct Options {
-  std::string model, text, against, qa, separator = "\\nAnswer: ", logits, path = "exact";
+  std::string model, text, against, qa, separator = "\\nAnswer: ", logits, path = "exact",
+                                        base_path;
   int64_t n_ctx = 512, n_windows = 0, limit = 0;
   double max_kl = -1;
   uint64_t seed = 1;
@@ -176,6 +177,8 @@ int run(Context& context, const Options& options) {
     throw Error("nothing to measure: give a text with --text or questions with --qa");
   if (options.text.empty() && (!options.against.empty() || !options.logits.empty()))
     throw Error("--against and --logits need a --text to run on");
+  if (!options.base_path.empty() && options.against.empty())
+    throw Error("--against-path needs a model to compare with: --against BASE");
   if (options.max_kl >= 0 && options.against.empty())
     throw Error("--max-kl needs a model to compare with: --against BASE");
   Path path = options.path == "fast" ? Path::fast : Path::exact;
@@ -194,6 +197,7 @@ int run(Context& context, const Options& options) {
       base = open_model(options.against);
       check_same_tokens(model, *base);
       out["against"] = options.against;
+      if (!options.base_path.empty()) out["against_path"] = options.base_path;
     }
     TokenWindows text_windows = windows_of_text(*tokenizer, read_text_file(options.text),
                                                 options.text, options.n_ctx, options.n_windows);
@@ -207,6 +211,8 @@ int run(Context& context, const Options& options) {
     if (!options.logits.empty()) write_logits(rt, model, windows, path, types, options);
     EvalOptions eval;
     eval.path = path;
+    if (!options.base_path.empty())
+      eval.base_path = options.base_path == "fast" ? Path::fast : Path::exact;
     eval.kv_types = types;
     eval.seed = options.seed;
     eval.label = against ? "measuring both models" : "measuring perplexity";
@@ -264,6 +270,10 @@ Run add(CLI::App& app) {
   app.add_option("--path", o->path, "exact: f32 in a fixed order; fast: quantised kernels")
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str();
+  app.add_option("--against-path", o->base_path,
+                 "That of the model compared with (default: the same); with the same file twice, "
+                 "the distance between the paths")
+      ->check(CLI::IsMember({"exact", "fast"}));
   declare_kv_types(app, o->kv);
   app.add_option("--max-kl", o->max_kl, "Exit with 1 where the mean KL exceeds this")
       ->check(within(0.0, 1e9))

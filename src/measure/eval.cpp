@@ -58,21 +58,22 @@ struct WindowEvaluator::Impl {
   const Runtime& rt;
   const Model* base;
   const Model& model;
-  Path path;
+  Path path, base_path;
   std::optional<KvCache> base_cache;
   KvCache cache;
   MatrixBuffer base_logits, logits_buffer;
   MatrixBuffer exps;  // a row a thread
 
-  MatrixBuffer hidden(const Model& m, KvCache& c, std::span<const int32_t> tokens) const {
+  MatrixBuffer hidden(const Model& m, Path p, KvCache& c, std::span<const int32_t> tokens) const {
     c.truncate(0, 0);
     Chunk chunk{.sequence = 0, .tokens = tokens};
-    return forward(rt, m, c, {&chunk, 1}, {.path = path, .tap = {}});
+    return forward(rt, m, c, {&chunk, 1}, {.path = p, .tap = {}});
   }
 };
 
 WindowEvaluator::WindowEvaluator(const Runtime& rt, const Model* base, const Model& model,
-                                 int64_t n_ctx, Path path, const std::optional<KvTypes>& kv_types) {
+                                 int64_t n_ctx, Path path, const std::optional<KvTypes>& kv_types,
+                                 const std::optional<Path>& base_path) {
   if (base && base->n_vocab != model.n_vocab)
     throw_error("{}: cannot be compared with {}: expected its vocabulary of {} tokens, found {}",
                 model.file->path, base->file->path, base->n_vocab, model.n_vocab);
@@ -82,6 +83,7 @@ WindowEvaluator::WindowEvaluator(const Runtime& rt, const Model* base, const Mod
                        .base = base,
                        .model = model,
                        .path = path,
+                       .base_path = base_path.value_or(path),
                        .base_cache = {},
                        .cache = KvCache(model, 1, n_ctx, kv_types.value_or(default_kv_types(path))),
                        .base_logits = {},
@@ -105,9 +107,9 @@ WindowStats WindowEvaluator::measure(std::span<const int32_t> tokens) {
   MatrixBuffer base_hidden;
   if (s.base) {
     for (auto* v : {&out.base_nll, &out.kl, &out.dp, &out.same_top}) v->resize(n);
-    base_hidden = s.hidden(*s.base, *s.base_cache, tokens);
+    base_hidden = s.hidden(*s.base, s.base_path, *s.base_cache, tokens);
   }
-  MatrixBuffer hidden = s.hidden(s.model, s.cache, tokens);
+  MatrixBuffer hidden = s.hidden(s.model, s.path, s.cache, tokens);
 
   // Slices of equal size: the head is decoded once for each.
   const int64_t n_slices = ceil_div(range.count, s.logits_buffer.rows());
@@ -119,7 +121,7 @@ WindowStats WindowEvaluator::measure(std::span<const int32_t> tokens) {
     Matrix base_rows;
     if (s.base) {
       base_rows = s.base_logits.view().slice_rows(0, end - begin);
-      logits(s.rt, *s.base, s.path, base_hidden.view().slice_rows(from, to), base_rows);
+      logits(s.rt, *s.base, s.base_path, base_hidden.view().slice_rows(from, to), base_rows);
     }
     s.rt.pool.parallel_for(end - begin, [&](int64_t r, int thread) {
       auto at = static_cast<size_t>(begin + r);
@@ -156,7 +158,8 @@ Comparison evaluate(const Runtime& rt, const Model* base, const Model& model,
   for (const auto& w : windows) n_ctx = std::max<int64_t>(n_ctx, std::ssize(w));
   if (scored_range(n_ctx).count == 0)
     throw_error("a window of {} tokens has none to score: expected at least 3", n_ctx);
-  WindowEvaluator evaluator(rt, base, model, n_ctx, options.path, options.kv_types);
+  WindowEvaluator evaluator(rt, base, model, n_ctx, options.path, options.kv_types,
+                            options.base_path);
   std::vector<WindowStats> stats;
   {
     Progress progress(options.label, windows.size());

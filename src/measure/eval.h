@@ -24,6 +24,7 @@ inline ScoredRange scored_range(int64_t n_ctx) {
 
 struct EvalOptions {
   Path path = Path::exact;
+  std::optional<Path> base_path = {};  // nothing: the same
   // Of the measured model's cache; the base's is F32. Nothing: what the path has by default.
   std::optional<KvTypes> kv_types = {};
   uint64_t seed = 1;     // of the bootstrap
@@ -42,7 +43,8 @@ class WindowEvaluator {
   // base: nullptr to measure one model alone. Throws Error where the vocabularies differ. The
   // models must outlive it.
   WindowEvaluator(const Runtime& rt, const Model* base, const Model& model, int64_t n_ctx,
-                  Path path, const std::optional<KvTypes>& kv_types = {});
+                  Path path, const std::optional<KvTypes>& kv_types = {},
+                  const std::optional<Path>& base_path = {});
   ~WindowEvaluator();
   // tokens: n_ctx or fewer, at least 3. Throws Error where a model gives logits that are no
   // numbers. The same bytes for any number of threads.
