@@ -22,12 +22,12 @@ void add_bias(const LinearMap& map, Matrix y) {
 
 // y[t, r] = sum_i W[r, i] * x[t, i] for `rows` consecutive rows of a weight and `tokens` tokens,
 // each sum as rows_dot has it for that token alone. q: the tokens as `quantise` left them, `blob`
-// bytes apart. The rows are read from memory once: so many of them at a time as stay in the first
-// cache for the tokens that follow.
+// bytes apart. The rows are read from memory once: so many at a time as stay in the second-level
+// cache for the tokens that follow (fewer at a time break the kernels' streams).
 void rows_dots(const Kernels& k, const Weight& w, int64_t begin, int64_t rows, const std::byte* q,
                int64_t blob, int64_t tokens, Matrix y) {
   const int64_t bytes = row_bytes(w.dtype, w.cols);
-  constexpr int64_t kNear = 24 << 10;
+  constexpr int64_t kNear = 256 << 10;
   const int64_t at_once = tokens == 1 ? rows : std::max<int64_t>(16, kNear / bytes / 16 * 16);
   for (int64_t r = begin; r < begin + rows; r += at_once)
     k.rows_dot(w.dtype, w.row(r), bytes, std::min(at_once, begin + rows - r), q, blob, tokens,
