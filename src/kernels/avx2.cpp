@@ -262,6 +262,7 @@ const Kernels& avx2_kernels() {
       .transpose_pairs = transpose_pairs,
       .gemm_pairs = avx2_gemm_pairs,
       .fast_pairs = false,
+      .gemm_tiles = nullptr,
       .quantised_bytes = reference_quantised_bytes,
       .quantise = avx2_quantise,
       .has_rows_dot = reference_has_rows_dot,

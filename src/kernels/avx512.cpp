@@ -2,6 +2,7 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/amx.h"
 #include "kernels/attributes.h"
 #include "kernels/avx512_rows.h"
 #include "kernels/avx512_transpose.h"
@@ -252,6 +253,7 @@ const Kernels& avx512f_kernels() {
       .transpose_pairs = transpose_pairs,
       .gemm_pairs = avx512f_gemm_pairs,
       .fast_pairs = false,
+      .gemm_tiles = nullptr,
       .quantised_bytes = reference_quantised_bytes,
       .quantise = avx2_quantise,
       .has_rows_dot = reference_has_rows_dot,
@@ -279,6 +281,16 @@ const Kernels& avx512bf16_kernels() {
     t.interleave_pairs = avx512bf16_interleave_pairs;
     t.gemm_pairs = avx512bf16_gemm_pairs;
     t.fast_pairs = true;
+    return t;
+  }();
+  return table;
+}
+
+const Kernels& avx512amx_kernels() {
+  static const Kernels table = [] {
+    Kernels t = avx512bf16_kernels();
+    t.name = "avx512amx";
+    t.gemm_tiles = amx_gemm_pairs;
     return t;
   }();
   return table;

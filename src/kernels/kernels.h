@@ -11,7 +11,8 @@ namespace mt {
 // path gives bit-identical results in every table: sums run in the documented order with one
 // fused multiply-add per term.
 struct Kernels {
-  // "reference", "avx2", "avx512f", "avx512" (with VNNI and VBMI), "avx512bf16" (and BF16)
+  // "reference", "avx2", "avx512f", "avx512" (with VNNI and VBMI), "avx512bf16" (and BF16),
+  // "avx512amx" (and AMX)
   std::string_view name;
 
   // ---- exact path ----
@@ -66,6 +67,10 @@ struct Kernels {
                      bool accumulate);
   // True where gemm_pairs is faster than gemm_panel.
   bool fast_pairs;
+  // The tile unit's product of pairs (kernels/amx.h) for the fast path's batches; nullptr where
+  // there is none.
+  void (*gemm_tiles)(int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t lda,
+                     const uint32_t* b, int64_t ldb, float* c, int64_t ldc, bool accumulate);
 
   // ---- fast path (tables may differ in rounding; bounded by tests) ----
   // Activations quantised for the dot products below: x[n] -> opaque, quantised_bytes(n) bytes.
@@ -84,7 +89,8 @@ struct Kernels {
 
 const Kernels& reference_kernels();
 // The best table that this processor runs, or the one MICROTOME_ISA names (reference, avx2,
-// avx512f, avx512, avx512bf16). Throws Error for a name that is unknown or not supported here.
+// avx512f, avx512, avx512bf16, avx512amx). Throws Error for a name that is unknown or not supported
+// here.
 const Kernels& select_kernels();
 // Every table this processor runs, reference first: for tests and benchmarks.
 std::vector<const Kernels*> available_kernels();

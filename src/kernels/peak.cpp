@@ -1,9 +1,6 @@
 #include "kernels/peak.h"
 
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
+#include "kernels/amx.h"
 #include "kernels/attributes.h"
 #include "kernels/avx512_intrinsics.h"
 #include "kernels/kernels.h"
@@ -98,15 +95,6 @@ MT_AMX int64_t bf16_amx(int64_t rounds) {
 }
 #undef MT_AMX
 
-bool has_tiles() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
-  if ((d & wanted) != wanted) return false;
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-}
-
 }  // namespace
 
 std::vector<Peak> available_peaks() {
@@ -116,9 +104,9 @@ std::vector<Peak> available_peaks() {
   if (best == "reference") return peaks;
   const bool avx512 = best.starts_with("avx512"), vnni = avx512 && best != "avx512f";
   peaks.push_back({"f32 fma", avx512 ? f32_avx512 : f32_avx2});
-  if (best == "avx512bf16") peaks.push_back({"bf16 dot", bf16_avx512});
+  if (best == "avx512bf16" || best == "avx512amx") peaks.push_back({"bf16 dot", bf16_avx512});
   peaks.push_back(vnni ? Peak{"int8 vnni", int8_vnni} : Peak{"int8 avx2", int8_avx2});
-  if (has_tiles()) {
+  if (amx_runs()) {
     peaks.push_back({"bf16 amx", bf16_amx});
     peaks.push_back({"int8 amx", int8_amx});
   }

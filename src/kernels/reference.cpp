@@ -130,6 +130,7 @@ const Kernels& reference_kernels() {
       .transpose_pairs = reference_transpose_pairs,
       .gemm_pairs = reference_gemm_pairs,
       .fast_pairs = false,
+      .gemm_tiles = nullptr,
       .quantised_bytes = reference_quantised_bytes,
       .quantise = reference_quantise,
       .has_rows_dot = reference_has_rows_dot,

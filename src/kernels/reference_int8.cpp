@@ -233,7 +233,8 @@ const Int8Kernels& reference_int8_kernels() {
 }
 
 const Int8Kernels* int8_kernels(const Kernels& table) {
-  return table.name == "avx512" || table.name == "avx512bf16" ? &avx512_int8_kernels() : nullptr;
+  return table.name.starts_with("avx512") && table.name != "avx512f" ? &avx512_int8_kernels()
+                                                                     : nullptr;
 }
 
 }  // namespace mt

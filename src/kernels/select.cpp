@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "kernels/amx.h"
 #include "kernels/tables.h"
 
 namespace mt {
@@ -54,6 +55,7 @@ std::vector<const Kernels*> available_kernels() {
   if (runs_avx512f()) tables.push_back(&avx512f_kernels());
   if (runs_avx512()) tables.push_back(&avx512_kernels());
   if (runs_avx512bf16()) tables.push_back(&avx512bf16_kernels());
+  if (runs_avx512bf16() && amx_runs()) tables.push_back(&avx512amx_kernels());
   return tables;
 }
 

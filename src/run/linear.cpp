@@ -13,6 +13,8 @@ namespace {
 // Few tokens take the quantised dot products of the fast path; more than this share the decoding
 // of a panel, which is then cheaper: from three tokens on where there is a batched int8 product.
 constexpr int64_t kFewTokens = 8, kFewTokensInt8 = 2;
+// From so many tokens on the tile unit pays for the decoding to bf16, where there is one.
+constexpr int64_t kManyTokensTiles = 32;
 
 void add_bias(const LinearMap& map, Matrix y) {
   if (map.bias.empty()) return;
@@ -94,7 +96,8 @@ struct PairRows {
   }
 };
 
-void matmul_bf16(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
+// tiles: by the tile unit, whose sums run in another order.
+void matmul_bf16(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y, bool tiles) {
   const Kernels& k = rt.kernels;
   const DtypeInfo& format = info(w.dtype);
   const PairRows a(rt, x);
@@ -111,8 +114,12 @@ void matmul_bf16(const Runtime& rt, ConstMatrix x, const Weight& w, Matrix y) {
         k.round_pairs(row, depth, rows + r * kChunk / 2);
       }
       k.transpose_pairs(n, pairs, rows, kChunk / 2, packed);
-      k.gemm_pairs(x.rows, n, pairs, a.words.data() + i / 2, a.stride, 1, packed, kPanel,
-                   y.data + o, y.stride, i > 0);
+      if (tiles)
+        k.gemm_tiles(x.rows, n, pairs, a.words.data() + i / 2, a.stride, packed, kPanel, y.data + o,
+                     y.stride, i > 0);
+      else
+        k.gemm_pairs(x.rows, n, pairs, a.words.data() + i / 2, a.stride, 1, packed, kPanel,
+                     y.data + o, y.stride, i > 0);
     }
   });
 }
@@ -177,8 +184,12 @@ void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const 
   };
   const Int8Kernels* int8 = all_take(int8_takes) ? int8_kernels(rt.kernels) : nullptr;
   const bool few = like_single || x.rows <= (int8 ? kFewTokensInt8 : kFewTokens);
+  const bool tiles = rt.kernels.gemm_tiles && path == Path::fast && !like_single &&
+                     x.rows >= kManyTokensTiles && x.cols % 32 == 0;
   if (few && all_take(rt.kernels.has_rows_dot)) {
     matmul_dots(rt, x, outputs);
+  } else if (tiles) {
+    for (const MapOutput& out : outputs) matmul_bf16(rt, x, out.map.weight, out.y, true);
   } else if (int8 && (!few || outputs.size() == 1)) {
     matmul_int8(rt, *int8, x, outputs);
   } else if (path == Path::fast && outputs.size() > 1) {
@@ -189,7 +200,7 @@ void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const 
     for (const MapOutput& out : outputs) {
       assert(x.cols == out.map.weight.cols && out.y.cols == out.map.weight.rows);
       if (rounds(rt, path))
-        matmul_bf16(rt, x, out.map.weight, out.y);
+        matmul_bf16(rt, x, out.map.weight, out.y, false);
       else
         matmul_exact(rt, x, out.map.weight, out.y);
     }

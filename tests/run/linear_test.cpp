@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
+#include "kernels/amx.h"
 #include "kernels/random_rows.h"
 
 // The fast path's products beside the exact ones, format by format.
@@ -23,6 +25,32 @@ LinearMap random_map(Dtype t, int64_t rows, int64_t cols, unsigned seed) {
   map.bias.resize(size_t(rows));
   for (float& b : map.bias) b = std::normal_distribution<float>()(random);
   return map;
+}
+
+TEST(Linear, TilesGiveTheBf16Product) {
+  ThreadPool three(3);
+  const Kernels& best = *available_kernels().back();
+  Kernels with_tiles = best;
+  with_tiles.gemm_tiles = plain_tiles_gemm_pairs;
+  for (Dtype t : {Dtype::Q4_0, Dtype::Q6_K, Dtype::F16})
+    for (int64_t n : {31, 32, 70}) {
+      const LinearMap map = random_map(t, 70, 768, 41);
+      std::mt19937 random(44);
+      MatrixBuffer x(n, 768), y(n, 70), fast(n, 70), expected(n, 70);
+      for (int64_t i = 0; i < n * 768; ++i) x.data()[i] = std::normal_distribution<float>()(random);
+      matmul({with_tiles, three}, Path::fast, x, map, y);
+      matmul({best, three}, Path::fast, x, map, fast);
+      matmul({best, three}, Path::bf16, x, map, expected);
+      double error = 0, power = 0;
+      for (int64_t i = 0; i < n * 70; ++i) {
+        error += std::pow(double(y.data()[i]) - double(expected.data()[i]), 2);
+        power += std::pow(double(expected.data()[i]), 2);
+      }
+      if (n < 32)
+        EXPECT_EQ(std::memcmp(y.data(), fast.data(), size_t(n * 70) * sizeof(float)), 0);
+      else
+        EXPECT_LT(std::sqrt(error / power), 1e-6) << name(t) << " n=" << n;
+    }
 }
 
 TEST(Linear, FastIsNearTheExactPathAndTheSameForAnyThreads) {
