@@ -371,6 +371,8 @@ const Command generate_command = {
         "microtome generate model.gguf -p 'What is a microtome?'\n"
         "microtome generate model.gguf --raw -p 'Once upon a time' --temp 0 -n 64\n"
         "echo 'Name three rivers.' | microtome generate model.gguf --json\n"
+        "microtome generate model.gguf -f edit-this-code.txt --spec-type ngram --stats\n"
+        "microtome generate model.gguf --prompts questions.txt --parallel 4 --json\n"
         "microtome generate model.gguf",
     .add = add};
 

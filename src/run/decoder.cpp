@@ -163,7 +163,7 @@ struct Decoder::Impl {
       last_draft = n_batches;
     }
     // So much faster it has to be: the times and probabilities are estimates.
-    constexpr double kMargin = 1.03;
+    constexpr double kMargin = 1.05;
     double expected = double(n_single), best = single > 0 ? kMargin * expected / single : 0;
     std::vector<int64_t> chosen(parts.size());
     for (int64_t n = n_single + 1; n <= std::min(kLikeSingle, n_single + options.draft_max); ++n) {
@@ -283,6 +283,7 @@ int64_t Decoder::join(std::vector<int32_t> prompt, const SampleOptions& sampling
   Place& p = impl_->at(best);
   auto sequence = std::make_unique<Sequence>(sampling);
   for (int32_t id : prompt) sequence->sampler.accept(id);
+  if (impl_->options.drafts == Drafts::ngram) sequence->acceptance.learn(prompt);
   sequence->n_predict = n_predict;
   sequence->on_token = std::move(on_token);
   impl_->cache.truncate(best, known);

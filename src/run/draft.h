@@ -27,6 +27,8 @@ class Acceptance {
  public:
   Acceptance();
   void count(int64_t length, bool right);
+  // Counts the last tokens of a text, as if they had been drawn one by one.
+  void learn(std::span<const int32_t> text);
   // Probability that a prediction from a match of this length is right; 0 for length 0.
   double probability(int64_t length) const;
 
@@ -40,8 +42,8 @@ class BatchCost {
  public:
   static constexpr int64_t kMost = 8;  // tokens of a batch
   void add(int64_t n, double seconds);
-  // Time of a batch of n tokens (1 .. kMost) in any unit, the same for all n; what was not
-  // measured lies on a line through what was. 0 before anything was.
+  // Seconds of a batch of n tokens (1 .. kMost): a median of the last ones, or, before there were
+  // any, as few as they may be. 0 before anything was measured.
   double of(int64_t n) const;
   // How many batches ago n tokens were measured; large if never.
   int64_t age(int64_t n) const;
