@@ -39,7 +39,7 @@ size_t bucket(int64_t length) {
 
 Acceptance::Acceptance() {
   // What is assumed of a text before it has shown it: as much as four tokens count.
-  constexpr double kAssumed[] = {0, 0.15, 0.3, 0.45, 0.55, 0.65, 0.75, 0.85};
+  constexpr double kAssumed[] = {0, 0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85};
   for (size_t b = 1; b < std::size(kAssumed); ++b) {
     seen_[b] = 4;
     right_[b] = 4 * kAssumed[b];
