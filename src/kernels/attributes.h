@@ -7,9 +7,9 @@
 // What every processor with AVX-512 has, for the exact path; and VNNI and VBMI for dot products.
 #define MT_AVX512F __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")))
 #define MT_AVX512F_INLINE MT_AVX512F __attribute__((always_inline)) static inline
-#define MT_AVX512                                                           \
-  __attribute__((                                                           \
-      target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi," \
+#define MT_AVX512                                                                \
+  __attribute__((                                                                \
+      target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi," \
              "avx512vnni")))
 #define MT_AVX512_INLINE MT_AVX512 __attribute__((always_inline)) static inline
 #define MT_AVX512BF16 \

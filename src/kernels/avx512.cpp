@@ -266,7 +266,9 @@ const Kernels& avx512_kernels() {
   static const Kernels table = [] {
     Kernels t = avx512f_kernels();
     t.name = "avx512";
+    t.decode_row = avx512_vbmi_decode_row;
     t.quantise = avx512_quantise;
+    t.has_rows_dot = avx512_has_rows_dot;
     t.rows_dot = avx512_rows_dot;
     return t;
   }();

@@ -381,6 +381,11 @@ MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
   }
 }
 
+bool avx512_has_rows_dot(Dtype dtype) {
+  return reference_has_rows_dot(dtype) || dtype == Dtype::IQ2_XXS || dtype == Dtype::IQ2_XS ||
+         dtype == Dtype::IQ2_S || dtype == Dtype::IQ3_XXS || dtype == Dtype::IQ3_S;
+}
+
 void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
                      const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
                      int64_t ldy) {
@@ -414,10 +419,11 @@ void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int
       return k_rows_dot(dtype, p);
     case Dtype::IQ2_XXS:
     case Dtype::IQ2_XS:
-    case Dtype::IQ3_XXS:
-    case Dtype::IQ1_S:
-    case Dtype::IQ3_S:
     case Dtype::IQ2_S:
+    case Dtype::IQ3_XXS:
+    case Dtype::IQ3_S:
+      return iq_rows_dot(dtype, p);
+    case Dtype::IQ1_S:
     case Dtype::I8:
     case Dtype::I16:
     case Dtype::I32:

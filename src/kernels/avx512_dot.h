@@ -143,7 +143,8 @@ void all_rows(const Product& p, const F& rows_dot) {
   for (; t < p.tokens; ++t) some_tokens<1>(p, t, rows_dot);
 }
 
-// The formats of 256 weights.
+// The formats of 256 weights; the lattice formats.
 void k_rows_dot(Dtype dtype, const Product& product);
+void iq_rows_dot(Dtype dtype, const Product& product);
 
 }  // namespace mt::avx512

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/attributes.h"
+#include "kernels/avx512_lattice.h"
 #include "kernels/avx512_rows.h"
 #include "kernels/avx512_transpose.h"
 #include "kernels/int8.h"
@@ -150,6 +151,18 @@ MT_AVX512_INLINE void iq4_xs_row(const uint8_t* p, Row& row) {
     store32(row.codes + 32 * sub, _mm256_shuffle_epi8(iq4_table(), nibbles(p + 8 + 16 * sub)));
 }
 
+template <Dtype T>
+MT_AVX512_INLINE void lattice_row(const uint8_t* p, Row& row) {
+  const avx512::LatticeBlock block = avx512::lattice_block<T>(p);
+  MT_UNROLL
+  for (int g = 0; g < 4; ++g)
+    _mm512_storeu_si512(row.codes + 64 * g, avx512::signed_codes(block, g));
+  if constexpr (int8_by_16(T))
+    _mm512_storeu_ps(row.scale, block.scale);
+  else  // every one is there twice
+    _mm512_mask_compressstoreu_ps(row.scale, 0x5555, block.scale);
+}
+
 // 32 values to codes under one scale, which is returned; total: the sum of the codes.
 MT_AVX512_INLINE float round32(const float* x, __m256i& codes, int& total) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
@@ -192,6 +205,11 @@ MT_AVX512 void unpack_row(Dtype t, const std::byte* w, int64_t depth, Row& row) 
   if (t == Dtype::Q5_K) return k4_row<true>(p, row);
   if (t == Dtype::Q6_K) return q6_k_row(p, row);
   if (t == Dtype::IQ4_XS) return iq4_xs_row(p, row);
+  if (t == Dtype::IQ2_XXS) return lattice_row<Dtype::IQ2_XXS>(p, row);
+  if (t == Dtype::IQ2_XS) return lattice_row<Dtype::IQ2_XS>(p, row);
+  if (t == Dtype::IQ2_S) return lattice_row<Dtype::IQ2_S>(p, row);
+  if (t == Dtype::IQ3_XXS) return lattice_row<Dtype::IQ3_XXS>(p, row);
+  if (t == Dtype::IQ3_S) return lattice_row<Dtype::IQ3_S>(p, row);
   rounded_row(t, w, depth, row);
 }
 

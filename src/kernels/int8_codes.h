@@ -15,7 +15,7 @@ struct Int8Row {
 
 // Formats whose groups of 16 have scales of their own, and those with minima.
 constexpr bool int8_by_16(Dtype t) {
-  return t == Dtype::Q6_K;
+  return t == Dtype::Q6_K || t == Dtype::IQ2_XS || t == Dtype::IQ2_S;
 }
 constexpr bool int8_has_min(Dtype t) {
   return t == Dtype::Q4_1 || t == Dtype::Q5_1 || t == Dtype::Q4_K || t == Dtype::Q5_K;

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "dtype/blocks.h"
+#include "dtype/grids.h"
 #include "dtype/half.h"
 #include "kernels/int8.h"
 #include "kernels/int8_codes.h"
@@ -106,6 +108,68 @@ void iq4_xs_block(const uint8_t* p, Int8Row& row) {
   }
 }
 
+bool is_lattice(Dtype t) {
+  return t == Dtype::IQ2_XXS || t == Dtype::IQ2_XS || t == Dtype::IQ2_S || t == Dtype::IQ3_XXS ||
+         t == Dtype::IQ3_S;
+}
+
+// Magnitudes with their signs; scales as the format's decoder makes them (dtype/lattice.cpp).
+void lattice_block(Dtype t, const std::byte* bytes, Int8Row& row) {
+  auto eight = [&](int g, uint16_t word, int signs) {
+    for (int i = 0; i < 8; ++i) {
+      const int code = static_cast<int>(kIq2Magnitudes[word >> 2 * i & 3]);
+      row.codes[8 * g + i] = static_cast<int8_t>((signs >> i & 1) != 0 ? -code : code);
+    }
+  };
+  auto four = [&](int g, const float(&magnitudes)[8], uint16_t word, int signs) {
+    for (int i = 0; i < 4; ++i) {
+      const int code = static_cast<int>(magnitudes[word >> 4 * i & 7]);
+      row.codes[4 * g + i] = static_cast<int8_t>((signs >> i & 1) != 0 ? -code : code);
+    }
+  };
+  auto nibble = [](const uint8_t* scales, int i) { return scales[i / 2] >> 4 * (i % 2) & 15; };
+  auto scale = [](uint16_t d, int s, float by) {
+    return half_to_float(d) * (0.5f + static_cast<float>(s)) * by;
+  };
+  if (t == Dtype::IQ2_XXS) {
+    const auto b = load_as<block::IQ2_XXS>(reinterpret_cast<const uint8_t*>(bytes));
+    for (int g = 0; g < 32; ++g) {
+      const uint32_t rest = b.qs[g / 4][1];
+      row.scale[g / 4] = scale(b.d, static_cast<int>(rest >> 28), 0.25f);
+      eight(g, kGridIq2Xxs[b.qs[g / 4][0] >> 8 * (g % 4) & 255],
+            eight_signs(rest >> 7 * (g % 4) & 127));
+    }
+  } else if (t == Dtype::IQ2_XS) {
+    const auto b = load_as<block::IQ2_XS>(reinterpret_cast<const uint8_t*>(bytes));
+    for (int g = 0; g < 32; ++g) {
+      row.scale[g / 2] = scale(b.d, nibble(b.scales, g / 2), 0.25f);
+      eight(g, kGridIq2Xs[b.qs[g] & 511], eight_signs(b.qs[g] >> 9));
+    }
+  } else if (t == Dtype::IQ2_S) {
+    const auto b = load_as<block::IQ2_S>(reinterpret_cast<const uint8_t*>(bytes));
+    for (int g = 0; g < 32; ++g) {
+      row.scale[g / 2] = scale(b.d, nibble(b.scales, g / 2), 0.25f);
+      eight(g, kGridIq2S[b.qs[g] | (b.qh[g / 4] >> 2 * (g % 4) & 3) << 8], b.signs[g]);
+    }
+  } else if (t == Dtype::IQ3_XXS) {
+    const auto b = load_as<block::IQ3_XXS>(reinterpret_cast<const uint8_t*>(bytes));
+    for (int g = 0; g < 64; ++g) {
+      const uint32_t rest = b.signs[g / 8];
+      row.scale[g / 8] = scale(b.d, static_cast<int>(rest >> 28), 0.5f);
+      four(g, kIq3XxsMagnitudes, kGridIq3Xxs[b.qs[g]],
+           eight_signs(rest >> 7 * (g / 2 % 4) & 127) >> 4 * (g % 2));
+    }
+  } else {
+    static constexpr float odd[8] = {1, 3, 5, 7, 9, 11, 13, 15};
+    const auto b = load_as<block::IQ3_S>(reinterpret_cast<const uint8_t*>(bytes));
+    for (int g = 0; g < 64; ++g) {
+      row.scale[g / 8] = half_to_float(b.d) * static_cast<float>(1 + 2 * nibble(b.scales, g / 8));
+      four(g, odd, kGridIq3S[b.qs[g] | (b.qh[g / 8] >> g % 8 & 1) << 8],
+           b.signs[g / 2] >> 4 * (g % 2));
+    }
+  }
+}
+
 }  // namespace
 
 void int8_rounded_row(const float* x, int64_t depth, Int8Row& row) {
@@ -131,6 +195,8 @@ void int8_plain_row(Dtype t, const std::byte* bytes, int64_t depth, Int8Row& row
   } else if (info(t).block_length == 32) {
     for (int64_t g = 0; g < depth / 32; ++g)
       small_block(t, p + g * info(t).block_bytes, row.codes + 32 * g, row.scale[g], row.min[g]);
+  } else if (is_lattice(t)) {
+    lattice_block(t, bytes, row);
   } else if (t == Dtype::Q3_K) {
     q3_k_block(p, row);
   } else if (t == Dtype::Q6_K) {
@@ -219,7 +285,7 @@ void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t
 bool int8_own_codes(Dtype t) {
   return t == Dtype::Q4_0 || t == Dtype::Q4_1 || t == Dtype::Q5_0 || t == Dtype::Q5_1 ||
          t == Dtype::Q8_0 || t == Dtype::IQ4_NL || t == Dtype::IQ4_XS || t == Dtype::Q3_K ||
-         t == Dtype::Q4_K || t == Dtype::Q5_K || t == Dtype::Q6_K;
+         t == Dtype::Q4_K || t == Dtype::Q5_K || t == Dtype::Q6_K || is_lattice(t);
 }
 
 bool int8_takes(Dtype t) {

@@ -26,7 +26,7 @@ bool runs_avx512f() {
 }
 
 bool runs_avx512() {
-  return runs_avx512f() && __builtin_cpu_supports("avx512vbmi") &&
+  return runs_avx512f() && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("avx512vbmi") &&
          __builtin_cpu_supports("avx512vnni");
 }
 

@@ -29,6 +29,7 @@ void quantise_scale(uint32_t largest_bits, float& d, float& inverse);
 
 void avx2_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
 void avx512_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
+void avx512_vbmi_decode_row(Dtype dtype, const std::byte* src, float* dst, int64_t n);
 
 // The bf16 path of each table.
 void reference_round_pairs(const float* x, int64_t n, uint32_t* y);
@@ -60,6 +61,7 @@ void avx512_quantise(const float* x, int64_t n, std::byte* blob);
 void avx2_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
                    const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
                    int64_t ldy);
+bool avx512_has_rows_dot(Dtype dtype);
 void avx512_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
                      const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
                      int64_t ldy);
