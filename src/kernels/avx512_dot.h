@@ -133,14 +133,15 @@ void some_tokens(const Product& p, int64_t first, const F& rows_dot) {
                Out{y + t * p.ldy + i, 0, 0});
 }
 
-// By four tokens, which share the unpacking of the weights, then by two and one. What is summed
+// By four tokens, which share the unpacking of the weights, and the rest together. What is summed
 // for a token, and in which order, does not depend on the others.
 template <class F>
 void all_rows(const Product& p, const F& rows_dot) {
   int64_t t = 0;
   for (; t + 4 <= p.tokens; t += 4) some_tokens<4>(p, t, rows_dot);
-  for (; t + 2 <= p.tokens; t += 2) some_tokens<2>(p, t, rows_dot);
-  for (; t < p.tokens; ++t) some_tokens<1>(p, t, rows_dot);
+  if (p.tokens - t == 3) some_tokens<3>(p, t, rows_dot);
+  if (p.tokens - t == 2) some_tokens<2>(p, t, rows_dot);
+  if (p.tokens - t == 1) some_tokens<1>(p, t, rows_dot);
 }
 
 // The formats of 256 weights; the lattice formats.

@@ -125,17 +125,19 @@ TEST(Dot, TokensTogetherGiveTheBitsOfEachAlone) {
       AlignedBuffer<std::byte> q(size_t(kTokens * q_bytes));
       for (int64_t i = 0; i < kTokens; ++i)
         table->quantise(x.data() + i * kLength, kLength, q.data() + i * q_bytes);
-      std::vector<float> together(kTokens * size_t(ldy), 77.0f), alone(kRows);
-      table->rows_dot(t, w.data(), row_size, kRows, q.data(), q_bytes, kTokens, kLength,
-                      together.data(), ldy);
-      for (int64_t i = 0; i < kTokens; ++i) {
-        table->rows_dot(t, w.data(), row_size, kRows, q.data() + i * q_bytes, 0, 1, kLength,
-                        alone.data(), 0);
-        const float* row = together.data() + i * ldy;
-        EXPECT_EQ(std::memcmp(row, alone.data(), kRows * sizeof(float)), 0)
-            << table->name << " " << format.name << " token " << i;
-        EXPECT_EQ(row[kRows], 77.0f);
-        EXPECT_EQ(row[kRows + 1], 77.0f);
+      for (int64_t tokens : {2, 3, 5, 6, 7}) {
+        std::vector<float> together(size_t(tokens * ldy), 77.0f), alone(kRows);
+        table->rows_dot(t, w.data(), row_size, kRows, q.data(), q_bytes, tokens, kLength,
+                        together.data(), ldy);
+        for (int64_t i = 0; i < tokens; ++i) {
+          table->rows_dot(t, w.data(), row_size, kRows, q.data() + i * q_bytes, 0, 1, kLength,
+                          alone.data(), 0);
+          const float* row = together.data() + i * ldy;
+          EXPECT_EQ(std::memcmp(row, alone.data(), kRows * sizeof(float)), 0)
+              << table->name << " " << format.name << " token " << i << " of " << tokens;
+          EXPECT_EQ(row[kRows], 77.0f);
+          EXPECT_EQ(row[kRows + 1], 77.0f);
+        }
       }
     }
   }
