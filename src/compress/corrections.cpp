@@ -76,13 +76,14 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
                                                      const Windows& windows,
                                                      const Candidates& candidates,
                                                      const std::vector<std::vector<double>>& losses,
-                                                     int64_t n_measured, Measurements& db) {
+                                                     int64_t n_measured, Measurements& db,
+                                                     const PlaceOptions& more) {
   const size_t n = candidates.all.size();
   std::vector<std::vector<double>> correction;
   for (const auto& of_candidate : losses) correction.emplace_back(of_candidate.size(), 1.0);
   if (n_measured <= 0) return correction;
 
-  std::vector<std::pair<size_t, size_t>> work;  // candidate, option
+  PlaceOptions work;
   for (size_t i : choose(candidates, n_measured)) {
     const Candidate& c = candidates.all[i];
     if (role_of(c.tensor).layer < 0) {  // much hangs on it: every format that costs much
@@ -96,6 +97,8 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
   for (size_t i : choose(candidates, n_measured / 2))
     if (role_of(candidates.all[i].tensor).layer >= 0)
       if (auto o = nearest_option(candidates.all[i], losses[i], true)) work.push_back({i, *o});
+
+  work.insert(work.end(), more.begin(), more.end());
 
   // Measured over predicted: of every option, and one for each candidate on either side.
   std::vector<std::map<size_t, double>> exact(n);
@@ -116,11 +119,26 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
     if (*measured > 1e-6) {
       exact[i][o] = *measured / losses[i][o];
       const bool low = is_low(c.dtypes[o]);
-      if (nearest_option(c, losses[i], low) == o) ratio[low][i] = exact[i][o];
+      if (nearest_option(c, losses[i], low) == o || !ratio[low][i]) ratio[low][i] = exact[i][o];
     }
     progress.advance();
   }
 
+  // A layer's ratio holds for every format, but for what is lost in addition below three bits: one
+  // factor for the role, from where both were measured. (Gemma 3's `ffn_down` maps have ratios from
+  // 1/70 to 2/3; a low format taken at one layer's ratio alone cost twenty times its prediction.)
+  std::map<std::string, std::pair<double, int>> extra;  // sum of logarithms, how many
+  for (size_t i = 0; i < n; ++i)
+    if (ratio[0][i] && ratio[1][i]) {
+      auto& [sum, count] = extra[role_of(candidates.all[i].tensor).role];
+      sum += std::log(*ratio[1][i] / *ratio[0][i]);
+      ++count;
+    }
+  for (size_t i = 0; i < n; ++i)
+    if (ratio[1][i] && !ratio[0][i]) {
+      const auto& [logs, count] = extra[role_of(candidates.all[i].tensor).role];
+      ratio[0][i] = *ratio[1][i] / (count > 0 ? std::exp(logs / count) : 1.0);
+    }
   for (const bool low : {false, true})
     for (size_t i = 0; i < n; ++i) {
       const Candidate& c = candidates.all[i];
@@ -128,15 +146,20 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
       if (!ratio[low][i]) {
         const TensorRole here = role_of(c.tensor);
         double sum = 0, weight = 0;
-        for (size_t j = 0; j < n; ++j) {
-          if (!ratio[low][j]) continue;
+        for (size_t j = 0; j < n && !low; ++j) {
+          if (!ratio[0][j]) continue;
           const TensorRole there = role_of(candidates.all[j].tensor);
           if (there.role != here.role) continue;
           const double w = 1.0 / (1.0 + std::fabs(double(here.layer - there.layer)));
-          sum += w * std::log(*ratio[low][j]);
+          sum += w * std::log(*ratio[0][j]);
           weight += w;
         }
-        found = weight > 0 ? std::exp(sum / weight) : low ? correction[i][0] : 1.0;
+        if (low) {
+          const auto& [logs, count] = extra[here.role];
+          found = correction[i][0] * (count > 0 ? std::exp(logs / count) : 1.0);
+        } else {
+          found = weight > 0 ? std::exp(sum / weight) : 1.0;
+        }
       }
       // The first option costs nothing; it carries what holds for the dearer ones.
       if (!low) correction[i][0] = found;

@@ -1,5 +1,6 @@
 #pragma once
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "compress/places.h"
@@ -21,10 +22,13 @@ TensorRole role_of(const std::string& tensor);
 // measured lie evenly apart; the others take the geometric mean of their role's measured ratios,
 // near layers counting more. Kept in the selected run of `db`, place by place, as "measured_kl"; a
 // killed run goes on. `losses` are the predictions. The first option's is that of about four bits.
+// more: further places to measure, [candidate, option].
+using PlaceOptions = std::vector<std::pair<size_t, size_t>>;
 std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,
                                                      const Windows& windows,
                                                      const Candidates& candidates,
                                                      const std::vector<std::vector<double>>& losses,
-                                                     int64_t n_measured, Measurements& db);
+                                                     int64_t n_measured, Measurements& db,
+                                                     const PlaceOptions& more = {});
 
 }  // namespace mt

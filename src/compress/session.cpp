@@ -161,17 +161,43 @@ const Problem& Session::problem() {
     losses_.push_back(std::move(losses));
     progress.advance(c.dtypes.size());
   }
+  Problem p = unmeasured(*candidates_, exact_bytes({}));
+  problem_ = std::move(p);
+  checked_.clear();
+  correct();
+  check_unchanged();
+  return *problem_;
+}
+
+void Session::correct() {
   // Few windows: a place's ratio needs little text.
   correction_ = measure_corrections(rt_, *model_, first_windows(calibration_->windows, 2),
-                                    *candidates_, losses_, settings_.n_measured, *db_);
+                                    *candidates_, losses_, settings_.n_measured, *db_, checked_);
+  for (size_t i = 0; i < problem_->places.size(); ++i)
+    for (size_t o = 0; o < problem_->places[i].options.size(); ++o)
+      problem_->places[i].options[o].loss = losses_[i][o] * correction_[i][o];
+}
 
-  Problem p = unmeasured(*candidates_, exact_bytes({}));
-  for (size_t i = 0; i < p.places.size(); ++i)
-    for (size_t o = 0; o < p.places[i].options.size(); ++o)
-      p.places[i].options[o].loss = losses_[i][o] * correction_[i][o];
-  check_unchanged();
-  problem_ = std::move(p);
-  return *problem_;
+// What a plan rests on that was not measured: the places that count for a hundredth of its loss or
+// more, or would but for a correction that other layers taught, the largest first. A plan picks
+// what seems cheap, and so, of many estimates, those that err low.
+PlaceOptions Session::doubtful(const Solution& solution) const {
+  std::vector<std::pair<double, std::pair<size_t, size_t>>> found;
+  for (size_t i = 0; i < solution.option.size(); ++i) {
+    if (solution.option[i] < 1) continue;  // not written, or kept
+    const auto o = static_cast<size_t>(solution.option[i]);
+    const Candidate& c = candidates_->all[i];
+    const double loss = std::max(losses_[i][o], problem_->places[i].options[o].loss);
+    // A tensor shared by a plan alone has no place of its own.
+    if (loss < 0.01 * solution.loss || c.key != c.tensor ||
+        std::find(checked_.begin(), checked_.end(), std::pair(i, o)) != checked_.end())
+      continue;
+    found.push_back({loss, {i, o}});
+  }
+  std::sort(found.begin(), found.end(), std::greater<>());
+  PlaceOptions places;
+  for (const auto& [loss, place] : found) places.push_back(place);
+  return places;
 }
 
 int64_t Session::n_weights() const {
@@ -293,14 +319,27 @@ Plan Session::plan(const Goal& goal, double correction) {
   const int64_t metadata = metadata_bytes(exact_bytes({}));
   SolveSettings settings;
   settings.hint = hint(goal, fewest_bytes(p), metadata);
-  Solution s;
-  if (goal.uniform) {
-    check_fits(*goal.uniform);
-    s = uniform(p, *goal.uniform, settings);
-  } else if (goal.max_kl)
-    s = minimise_bytes(p, *goal.max_kl / correction, settings);
-  else
-    s = minimise_loss(p, budget(goal, metadata).value(), settings);
+  auto solve = [&] {
+    if (goal.uniform) return uniform(p, *goal.uniform, settings);
+    if (goal.max_kl) return minimise_bytes(p, *goal.max_kl / correction, settings);
+    return minimise_loss(p, budget(goal, metadata).value(), settings);
+  };
+  if (goal.uniform) check_fits(*goal.uniform);
+  if (!checked_.empty()) {  // of an earlier plan: this one is as if it were the first
+    checked_.clear();
+    correct();
+  }
+  Solution s = solve();
+  // Measured, then planned again, until the plan rests on nothing doubtful.
+  constexpr int kRounds = 4;
+  for (int round = 0; round < kRounds && settings_.n_measured > 0 && !goal.uniform; ++round) {
+    PlaceOptions more = doubtful(s);
+    if (more.empty()) break;
+    more.resize(std::min(more.size(), static_cast<size_t>((settings_.n_measured + 1) / 2)));
+    checked_.insert(checked_.end(), more.begin(), more.end());
+    correct();
+    s = solve();
+  }
   Plan plan = to_plan(p, s);
   if (goal.uniform) plan.note = misfits(plan, *goal.uniform);
   plan.model_sha256 = sha256_;

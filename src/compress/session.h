@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "compress/calibration.h"
+#include "compress/corrections.h"
 #include "compress/places.h"
 #include "cut/cut.h"
 #include "cut/refine.h"
@@ -100,6 +101,8 @@ class Session {
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
   std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate
+  void correct();  // the problem's losses, by what is measured
+  PlaceOptions doubtful(const Solution& solution) const;
   void check_fits(Dtype dtype) const;
   void check_reachable(const Goal& goal);  // throws Error where no format is small enough
   std::optional<int64_t> budget(const Goal& goal, int64_t metadata) const;
@@ -122,6 +125,7 @@ class Session {
   std::optional<Candidates> candidates_;
   std::vector<std::vector<double>> losses_;      // [candidate][dtype], as predicted
   std::vector<std::vector<double>> correction_;  // [candidate][dtype], measured over predicted
+  PlaceOptions checked_;                         // measured because the last plan rests on them
   std::optional<Problem> problem_;
   std::map<std::string, Weight> cut_;                         // of the last cut, by candidate
   std::map<std::string, std::pair<double, double>> refined_;  // by plan: loss at first and at last

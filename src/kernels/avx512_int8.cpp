@@ -160,7 +160,10 @@ MT_AVX512_INLINE void lattice_row(const uint8_t* p, Row& row) {
   if constexpr (int8_by_16(T))
     _mm512_storeu_ps(row.scale, block.scale);
   else  // every one is there twice
-    _mm512_mask_compressstoreu_ps(row.scale, 0x5555, block.scale);
+    _mm256_storeu_ps(
+        row.scale,
+        _mm512_castps512_ps256(_mm512_permutexvar_ps(
+            _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0), block.scale)));
 }
 
 // 32 values to codes under one scale, which is returned; total: the sum of the codes.

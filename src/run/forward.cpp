@@ -128,8 +128,8 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
         attend(rt, a, some, f32_rows(key), f32_rows(value), s.first + t, to);
     }
   };
-  if (std::ssize(spans) == 1)
-    run(0, 0);
+  if (std::ssize(spans) < rt.pool.size() || std::ssize(spans) == 1)
+    for (int64_t i = 0; i < std::ssize(spans); ++i) run(i, 0);
   else
     rt.pool.parallel_for(std::ssize(spans), run);
   if (options.tap) options.tap(Point::attn_out, layer, out);
