@@ -234,8 +234,6 @@ int run(Context& context, const Options& options) {
   const bool several = !options.prompts.empty();
   const std::vector<std::string> texts =
       several ? read_prompts(options.prompts) : std::vector<std::string>{read_prompt(options)};
-  if (!chats && !options.raw)
-    context.note("the model has no chat template: the prompt is continued as plain text (--raw)");
   std::vector<std::vector<int32_t>> prompts;
   int64_t n_longest = 0;
   for (const std::string& text : texts) {
@@ -243,6 +241,8 @@ int run(Context& context, const Options& options) {
     prompts.push_back(encode_prompt(*tokenizer, chats ? asked(model, options, text) : text));
     n_longest = std::max(n_longest, std::ssize(prompts.back()));
   }
+  if (!chats && !options.raw)
+    context.note("the model has no chat template: the prompt is continued as plain text (--raw)");
   // The cache is made for what is needed.
   // Without an end the context is one that a machine holds: a model's own may be a million.
   int64_t needed = options.n_predict < 0 ? std::max<int64_t>(4096, 2 * n_longest)

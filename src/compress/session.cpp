@@ -392,11 +392,13 @@ Session::Edits Session::follow_edits(Plan& plan) {
     if (edits.predictions) {
       const Place& place = problem().places[static_cast<size_t>(c - known.all.begin())];
       const Option& now = place.options[static_cast<size_t>(dtype - c->dtypes.begin())];
-      if (edited || now.loss != stated.loss) {
-        // Another loss alone may come of other measurements, unless it is that of another format.
-        edited |= std::any_of(place.options.begin(), place.options.end(), [&](const Option& other) {
-          return other.bytes == stated.bytes && other.loss == stated.loss;
-        });
+      // Another loss alone comes of what the plan measured besides, unless it is that of another
+      // format of as many bytes.
+      edited |= now.loss != stated.loss &&
+                std::any_of(place.options.begin(), place.options.end(), [&](const Option& other) {
+                  return other.bytes == stated.bytes && other.loss == stated.loss;
+                });
+      if (edited) {
         d = decide(place, now);
         ++edits.predicted_again;
       }

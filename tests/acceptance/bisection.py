@@ -49,9 +49,8 @@ def main():
                 best, high = (size, kl), min(size, at)
             else:
                 low = at
-            if best is None and high > 1.15 * searched:
+            if best is None and low < 1.15 * searched < high:
                 at = int(searched * 1.15)
-                high = min(high, int(1.2 * searched))
             else:
                 at = (low + high) // 2 if low else int(high * 0.9)
     if best is None:
