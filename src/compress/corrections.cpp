@@ -70,20 +70,22 @@ std::vector<size_t> choose(const Candidates& candidates, int64_t n) {
   return chosen;
 }
 
+// A mean of ratios: geometric.
+struct RatioMean {
+  double logs = 0, weights = 0;
+  void add(double ratio, double weight = 1) {
+    logs += weight * std::log(ratio);
+    weights += weight;
+  }
+  double value() const { return weights > 0 ? std::exp(logs / weights) : 1.0; }
+};
+
 }  // namespace
 
-std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,
-                                                     const Windows& windows,
-                                                     const Candidates& candidates,
-                                                     const std::vector<std::vector<double>>& losses,
-                                                     int64_t n_measured, Measurements& db,
-                                                     const PlaceOptions& more) {
-  const size_t n = candidates.all.size();
-  std::vector<std::vector<double>> correction;
-  for (const auto& of_candidate : losses) correction.emplace_back(of_candidate.size(), 1.0);
-  if (n_measured <= 0) return correction;
-
+PlaceOptions sampled_places(const Candidates& candidates,
+                            const std::vector<std::vector<double>>& losses, int64_t n_measured) {
   PlaceOptions work;
+  if (n_measured <= 0) return work;
   for (size_t i : choose(candidates, n_measured)) {
     const Candidate& c = candidates.all[i];
     if (role_of(c.tensor).layer < 0) {  // much hangs on it: every format that costs much
@@ -97,16 +99,21 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
   for (size_t i : choose(candidates, n_measured / 2))
     if (role_of(candidates.all[i].tensor).layer >= 0)
       if (auto o = nearest_option(candidates.all[i], losses[i], true)) work.push_back({i, *o});
+  return work;
+}
 
-  work.insert(work.end(), more.begin(), more.end());
-
+std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,
+                                                     const Windows& windows,
+                                                     const Candidates& candidates,
+                                                     const std::vector<std::vector<double>>& losses,
+                                                     const PlaceOptions& places, Measurements& db) {
+  const size_t n = candidates.all.size();
   // Measured over predicted: of every option, and one for each candidate on either side.
   std::vector<std::map<size_t, double>> exact(n);
-  std::vector<std::optional<double>> ratio[2] = {std::vector<std::optional<double>>(n),
-                                                 std::vector<std::optional<double>>(n)};
+  std::vector<std::optional<double>> high(n), low(n);
   std::unique_ptr<PlaceLoss> place_loss;
-  Progress progress("measuring places", work.size());
-  for (const auto& [i, o] : work) {
+  Progress progress("measuring places", places.size());
+  for (const auto& [i, o] : places) {
     const Candidate& c = candidates.all[i];
     const std::string setting(name(c.dtypes[o]));
     auto measured = db.value(c.key, "measured_kl", setting);
@@ -116,10 +123,10 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
       db.put(c.key, "measured_kl", setting, *measured);
     }
     // Below this, rounding of f32 sums shows as much as the cut.
-    if (*measured > 1e-6) {
+    if (*measured > 1e-6 && losses[i][o] > 0) {
       exact[i][o] = *measured / losses[i][o];
-      const bool low = is_low(c.dtypes[o]);
-      if (nearest_option(c, losses[i], low) == o || !ratio[low][i]) ratio[low][i] = exact[i][o];
+      auto& side = (is_low(c.dtypes[o]) ? low : high)[i];
+      if (!side || nearest_option(c, losses[i], is_low(c.dtypes[o])) == o) side = exact[i][o];
     }
     progress.advance();
   }
@@ -127,46 +134,33 @@ std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Mo
   // A layer's ratio holds for every format, but for what is lost in addition below three bits: one
   // factor for the role, from where both were measured. (Gemma 3's `ffn_down` maps have ratios from
   // 1/70 to 2/3; a low format taken at one layer's ratio alone cost twenty times its prediction.)
-  std::map<std::string, std::pair<double, int>> extra;  // sum of logarithms, how many
+  std::vector<TensorRole> roles;
+  for (const Candidate& c : candidates.all) roles.push_back(role_of(c.tensor));
+  std::map<std::string, RatioMean> extra;
   for (size_t i = 0; i < n; ++i)
-    if (ratio[0][i] && ratio[1][i]) {
-      auto& [sum, count] = extra[role_of(candidates.all[i].tensor).role];
-      sum += std::log(*ratio[1][i] / *ratio[0][i]);
-      ++count;
-    }
+    if (high[i] && low[i]) extra[roles[i].role].add(*low[i] / *high[i]);
   for (size_t i = 0; i < n; ++i)
-    if (ratio[1][i] && !ratio[0][i]) {
-      const auto& [logs, count] = extra[role_of(candidates.all[i].tensor).role];
-      ratio[0][i] = *ratio[1][i] / (count > 0 ? std::exp(logs / count) : 1.0);
+    if (low[i] && !high[i]) high[i] = *low[i] / extra[roles[i].role].value();
+
+  std::vector<std::vector<double>> correction(n);
+  for (size_t i = 0; i < n; ++i) {
+    const Candidate& c = candidates.all[i];
+    RatioMean near;
+    for (size_t j = 0; j < n; ++j)
+      if (high[j] && roles[j].role == roles[i].role)
+        near.add(*high[j], 1.0 / (1.0 + std::fabs(double(roles[i].layer - roles[j].layer))));
+    const double own = high[i].value_or(near.value());
+    const double below = low[i].value_or(own * extra[roles[i].role].value());
+    // The first option costs nothing; it carries what holds for the dearer ones.
+    correction[i].assign(c.dtypes.size(), own);
+    for (size_t o = 1; o < c.dtypes.size(); ++o) {
+      const auto found = exact[i].find(o);
+      if (found != exact[i].end())
+        correction[i][o] = found->second;
+      else if (is_low(c.dtypes[o]))
+        correction[i][o] = below;
     }
-  for (const bool low : {false, true})
-    for (size_t i = 0; i < n; ++i) {
-      const Candidate& c = candidates.all[i];
-      double found = ratio[low][i].value_or(0);
-      if (!ratio[low][i]) {
-        const TensorRole here = role_of(c.tensor);
-        double sum = 0, weight = 0;
-        for (size_t j = 0; j < n && !low; ++j) {
-          if (!ratio[0][j]) continue;
-          const TensorRole there = role_of(candidates.all[j].tensor);
-          if (there.role != here.role) continue;
-          const double w = 1.0 / (1.0 + std::fabs(double(here.layer - there.layer)));
-          sum += w * std::log(*ratio[0][j]);
-          weight += w;
-        }
-        if (low) {
-          const auto& [logs, count] = extra[here.role];
-          found = correction[i][0] * (count > 0 ? std::exp(logs / count) : 1.0);
-        } else {
-          found = weight > 0 ? std::exp(sum / weight) : 1.0;
-        }
-      }
-      // The first option costs nothing; it carries what holds for the dearer ones.
-      if (!low) correction[i][0] = found;
-      for (size_t o = 1; o < c.dtypes.size(); ++o)
-        if (is_low(c.dtypes[o]) == low)
-          correction[i][o] = exact[i].contains(o) ? exact[i][o] : found;
-    }
+  }
   return correction;
 }
 

@@ -15,20 +15,26 @@ struct TensorRole {
 };
 TensorRole role_of(const std::string& tensor);
 
-// Measured over predicted KL of every candidate and option. The prediction is doubtful where tokens
-// act together (queries and keys), where much hangs on one tensor (embedding, head) and below three
-// bits: so `n_measured` candidates are cut alone to about four bits and measured on `windows`, half
-// as many to about two, the embedding and the head to every format that costs much. The layers
-// measured lie evenly apart; the others take the geometric mean of their role's measured ratios,
-// near layers counting more. Kept in the selected run of `db`, place by place, as "measured_kl"; a
-// killed run goes on. `losses` are the predictions. The first option's is that of about four bits.
-// more: further places to measure, [candidate, option].
+// [candidate, option]
 using PlaceOptions = std::vector<std::pair<size_t, size_t>>;
+
+// What to measure before anything is planned. A prediction is doubtful where tokens act together
+// (queries and keys), where much hangs on one tensor (embedding, head) and below three bits: so
+// `n_measured` candidates are cut alone to about four bits, half as many to about two, the
+// embedding and the head to every format that costs much; layers evenly apart. losses: the
+// predictions, [candidate][option].
+PlaceOptions sampled_places(const Candidates& candidates,
+                            const std::vector<std::vector<double>>& losses, int64_t n_measured);
+
+// Measured over predicted KL of every candidate and option: that of `places`, each cut alone and
+// measured on `windows`; others take their layer's ratio, or the geometric mean of their role's,
+// near layers counting more, and below three bits besides what the role's low formats lost more.
+// Without places: 1. Kept in the selected run of `db`, place by place, as "measured_kl"; a killed
+// run goes on. The first option's is that of about four bits.
 std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,
                                                      const Windows& windows,
                                                      const Candidates& candidates,
                                                      const std::vector<std::vector<double>>& losses,
-                                                     int64_t n_measured, Measurements& db,
-                                                     const PlaceOptions& more = {});
+                                                     const PlaceOptions& places, Measurements& db);
 
 }  // namespace mt

@@ -101,7 +101,7 @@ class Session {
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
   std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate
-  void correct();  // the problem's losses, by what is measured
+  void correct(Problem& problem);  // its losses, by what is measured of checked_
   PlaceOptions doubtful(const Solution& solution) const;
   void check_fits(Dtype dtype) const;
   void check_reachable(const Goal& goal);  // throws Error where no format is small enough
@@ -111,6 +111,7 @@ class Session {
   int64_t bytes_with(const Plan& plan, const Receipt& receipt) const;
   std::string misfits(const Plan& plan, Dtype dtype) const;
   Comparison measure(const std::string& part, const Windows& windows, const Model& cut);
+  int64_t source_bytes() const;
   int64_t n_weights() const;  // of all tensors
   int64_t metadata_bytes(int64_t as_it_is) const;
 
@@ -125,7 +126,8 @@ class Session {
   std::optional<Candidates> candidates_;
   std::vector<std::vector<double>> losses_;      // [candidate][dtype], as predicted
   std::vector<std::vector<double>> correction_;  // [candidate][dtype], measured over predicted
-  PlaceOptions checked_;                         // measured because the last plan rests on them
+  PlaceOptions sampled_;                         // measured before anything is planned
+  PlaceOptions checked_;                         // these, and what the last plan rests on
   std::optional<Problem> problem_;
   std::map<std::string, Weight> cut_;                         // of the last cut, by candidate
   std::map<std::string, std::pair<double, double>> refined_;  // by plan: loss at first and at last

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "run/attention.h"
 #include "run/layers.h"
@@ -214,13 +215,15 @@ class Pass {
            value = vb.view().slice_rows(0, n_);
     const bool normed_heads = !a.q_norm.empty() || !a.k_norm.empty();
     MatrixBuffer raw_q(normed_heads ? n_ : 0, q_dim), raw_k(normed_heads ? n_ : 0, kv_dim);
-    RopeTable rope(a, 0, n_);
+    std::vector<int64_t> positions(static_cast<size_t>(n_));
+    std::iota(positions.begin(), positions.end(), int64_t{0});
+    const RopeTable rope(a, positions);
     for_rows(rt_, n_, [&](int64_t t) {
       if (normed_heads) {
         std::copy_n(q.row(t), q_dim, raw_q.row(t));
         std::copy_n(key.row(t), kv_dim, raw_k.row(t));
       }
-      const float* cs = rope.at(t);
+      const float* cs = rope.row(t);
       if (!ready_q) prepare_heads(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, cs, q.row(t));
       if (!ready_k)
         prepare_heads(k, a, a.k_norm, a.n_kv_heads, model_.norm_epsilon, cs, key.row(t));
@@ -239,7 +242,7 @@ class Pass {
     attend_backward(rt_, a, q, key, value, dout, dq, dk, dv);
     std::vector<float> dgain_q(static_cast<size_t>(a.d_head), 0.0f), dgain_k = dgain_q;
     auto back = [&](int64_t t) {
-      std::vector<float> turn(rope.at(t), rope.at(t) + a.rope_dims);
+      std::vector<float> turn(rope.row(t), rope.row(t) + a.rope_dims);
       for (size_t i = 1; i < turn.size(); i += 2) turn[i] = -turn[i];
       heads_backward(k, a, a.q_norm, a.n_heads, model_.norm_epsilon, turn.data(), raw_q.row(t),
                      dq.row(t), dgain_q.data());

@@ -95,7 +95,7 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
   Matrix out = cache.take(KvCache::Impl::heads, n, a.o.weight.cols);
   for (const Span& s : spans)
     for_rows(rt, s.n, [&](int64_t t) {
-      const float* cs = rope.at(s.first + t);
+      const float* cs = rope.row(s.row + t);
       prepare_heads(rt.kernels, a, a.q_norm, a.n_heads, model.norm_epsilon, cs, q.row(s.row + t));
       prepare_heads(rt.kernels, a, a.k_norm, a.n_kv_heads, model.norm_epsilon, cs,
                     k.row(s.row + t));
@@ -183,17 +183,15 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
   }
   if (n == 0) return stream;
 
-  int64_t low = INT64_MAX, high = 0;
-  for (const Span& s : spans) {
-    low = std::min(low, s.first);
-    high = std::max(high, s.first + s.n);
-  }
+  std::vector<int64_t> positions;  // of the batch's rows
+  for (const Span& s : spans)
+    for (int64_t t = 0; t < s.n; ++t) positions.push_back(s.first + t);
   std::vector<RopeTable> ropes;
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what))
         if (std::none_of(ropes.begin(), ropes.end(), [&](auto& r) { return r.serves(*a); }))
-          ropes.emplace_back(*a, low, high - low);
+          ropes.emplace_back(*a, positions);
 
   Matrix normed = kv.take(KvCache::Impl::normed, n, model.d_model);
   Matrix update = kv.take(KvCache::Impl::update, n, model.d_model);

@@ -4,13 +4,12 @@
 
 namespace mt {
 
-RopeTable::RopeTable(const Attention& a, int64_t first_position, int64_t n_positions)
-    : first_(first_position),
-      n_pairs_(a.rope_dims / 2),
+RopeTable::RopeTable(const Attention& a, std::span<const int64_t> positions)
+    : n_pairs_(a.rope_dims / 2),
       base_(a.rope_base),
       scale_(a.rope_scale),
       factors_(a.rope_factors),
-      values_(static_cast<size_t>(n_positions * a.rope_dims)) {
+      values_(positions.size() * static_cast<size_t>(a.rope_dims)) {
   float* out = values_.data();
   std::vector<double> frequency(static_cast<size_t>(n_pairs_));
   for (int64_t i = 0; i < n_pairs_; ++i) {
@@ -18,7 +17,7 @@ RopeTable::RopeTable(const Attention& a, int64_t first_position, int64_t n_posit
     frequency[s] = scale_ * std::pow(base_, -2.0 * double(i) / double(a.rope_dims));
     if (!factors_.empty()) frequency[s] /= double(factors_[s]);
   }
-  for (int64_t p = first_; p < first_ + n_positions; ++p)
+  for (int64_t p : positions)
     for (double f : frequency) {
       *out++ = static_cast<float>(std::cos(double(p) * f));
       *out++ = static_cast<float>(std::sin(double(p) * f));

@@ -1,22 +1,23 @@
 #pragma once
+#include <span>
 #include <vector>
 
 #include "flow/model.h"
 
 namespace mt {
 
-// Cosines and sines of consecutive positions: at(p) holds [n_pairs][cos, sin] of position p.
+// Cosines and sines of positions: row(r) holds [n_pairs][cos, sin] of positions[r].
 class RopeTable {
  public:
-  RopeTable(const Attention& a, int64_t first_position, int64_t n_positions);
-  const float* at(int64_t position) const {
-    return values_.data() + static_cast<size_t>((position - first_) * n_pairs_ * 2);
+  RopeTable(const Attention& a, std::span<const int64_t> positions);
+  const float* row(int64_t r) const {
+    return values_.data() + static_cast<size_t>(r * n_pairs_ * 2);
   }
   int64_t n_pairs() const { return n_pairs_; }
   bool serves(const Attention& a) const;
 
  private:
-  int64_t first_, n_pairs_;
+  int64_t n_pairs_;
   double base_, scale_;
   std::vector<float> factors_;
   std::vector<float> values_;
