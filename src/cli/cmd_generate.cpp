@@ -1,6 +1,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <filesystem>
 #include <iostream>
 #include <iterator>
@@ -30,6 +31,7 @@ struct Options {
   KvOptions kv;
   std::string drafts = "none";
   int64_t draft_max = 7, draft_min = 0;
+  bool has_draft_numbers = false;
   std::filesystem::path prompts;
   int64_t parallel = 4;
   SampleOptions sampling;
@@ -63,20 +65,25 @@ std::string read_prompt(const Options& options) {
   return text;
 }
 
+double rate(int64_t n, double seconds) {
+  return seconds > 0 ? double(n) / seconds : 0.0;
+}
+
+std::string drafts_kept(const Written& w) {
+  if (w.n_drafted == 0) return "";
+  return fmt::format("; {} of {} drafted tokens kept, in {} batches", w.n_accepted, w.n_drafted,
+                     w.n_verified);
+}
+
 void show_stats(Context& context, const Generated& g) {
   context.flush();  // below the text
-  auto rate = [](double n, double seconds) { return seconds > 0 ? n / seconds : 0.0; };
   const Written& w = g.written;
-  auto n = static_cast<int64_t>(w.ids.size());
-  std::string drafts;
-  if (w.n_drafted > 0)
-    drafts = fmt::format("; {} of {} drafted tokens kept, in {} batches", w.n_accepted, w.n_drafted,
-                         w.n_verified);
+  const int64_t n = std::ssize(w.ids);
   write_error(fmt::format(
       "microtome: prompt {} tokens ({} run) in {:.2f} s, {:.1f} tokens/s; {} tokens in "
       "{:.2f} s, {:.1f} tokens/s{}; ended by {}\n",
-      w.n_prompt, w.n_prompt_run, w.prompt_seconds, rate(double(w.n_prompt_run), w.prompt_seconds),
-      n, w.seconds, rate(double(n), w.seconds), drafts, g.finish));
+      w.n_prompt, w.n_prompt_run, w.prompt_seconds, rate(w.n_prompt_run, w.prompt_seconds), n,
+      w.seconds, rate(n, w.seconds), drafts_kept(w), g.finish));
 }
 
 Json to_json(const Generated& g, const Options& options) {
@@ -175,41 +182,85 @@ std::string asked(const Model& model, const Options& options, const std::string&
   return format_chat(*model.file, messages);
 }
 
+// A prompt as it was given; line: where it stands in the file of --prompts, from 1.
+struct Given {
+  std::string text;
+  int64_t line = 0;
+};
+
 // One a line; lines without anything do not count.
-std::vector<std::string> read_prompts(const std::filesystem::path& file) {
-  std::vector<std::string> list;
+std::vector<Given> read_prompts(const std::filesystem::path& file) {
+  std::vector<Given> list;
   std::istringstream lines(read_text_file(file));
+  int64_t number = 0;
   for (std::string line; std::getline(lines, line);) {
+    ++number;
     without_final_newlines(line);
-    if (!line.empty()) list.push_back(line);
+    if (!line.empty()) list.push_back({line, number});
   }
   if (list.empty()) throw_error("{}: expected a prompt a line, found none", file.string());
   return list;
 }
 
-// Results in the order of the prompts, each under the prompt's first words.
-int write_all(Context& context, Generator& generator,
-              const std::vector<std::vector<int32_t>>& prompts,
-              const std::vector<std::string>& texts, const Options& options) {
+// Results in the order of the prompts, each under its prompt.
+int write_all(Context& context, Generator& generator, const std::vector<Prompt>& prompts,
+              const std::vector<Given>& given, const Options& options) {
   Json all = Json::array();
+  int64_t n_texts = 0, n_tokens = 0;
+  Written total;  // tokens of all
   auto done = [&](size_t i, const Generated& g) {
     if (context.json) {
-      all.push_back(to_json(g, options));
-      return true;
+      Json document = {{"line", given[i].line}, {"prompt", given[i].text}};
+      document.update(to_json(g, options));
+      all.push_back(std::move(document));
+    } else {
+      context.print(fmt::format("{}==> {}: {} <==\n{}", i > 0 ? "\n" : "", i + 1,
+                                printable(given[i].text), g.text));
+      if (!g.text.ends_with('\n')) context.print("\n");
+      context.flush();
     }
-    context.print(
-        fmt::format("{}==> {}: {} <==\n{}", i > 0 ? "\n" : "", i + 1, printable(texts[i]), g.text));
-    if (!g.text.ends_with('\n')) context.print("\n");
-    context.flush();
     if (options.stats) show_stats(context, g);
-    return !context.reader_gone();
+    ++n_texts;
+    n_tokens += std::ssize(g.written.ids);
+    total.n_prompt += g.written.n_prompt;
+    total.n_verified += g.written.n_verified;
+    total.n_drafted += g.written.n_drafted;
+    total.n_accepted += g.written.n_accepted;
+    return context.json || !context.reader_gone();
   };
+  const auto start = std::chrono::steady_clock::now();
   generator.generate_all(prompts, options.n_predict, options.sampling, options.stops, done);
+  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
   if (context.json) context.print_json(all);
+  if (options.stats)  // the texts' own times overlap
+    write_error(
+        fmt::format("microtome: {} texts: prompts of {} tokens, {} tokens written, in {:.2f} s "
+                    "together, {:.1f} tokens/s{}\n",
+                    n_texts, total.n_prompt, n_tokens, took.count(), rate(n_tokens, took.count()),
+                    drafts_kept(total)));
   return interrupted() ? exit_interrupted : exit_done;
 }
 
+// Positions that a text can use. Without an end the context is one that a machine holds: a model's
+// own may be a million.
+int64_t context_of(const Options& options, int64_t longest, int64_t n_prompt) {
+  const bool endless = options.n_predict < 0;
+  if (endless && options.n_ctx > 0) return options.n_ctx;
+  const int64_t needed =
+      endless ? std::max<int64_t>(4096, 2 * n_prompt) : n_prompt + options.n_predict;
+  return std::min(needed, options.n_ctx > 0 ? options.n_ctx : longest);
+}
+
+void check_drafts(const Options& options) {
+  if (options.has_draft_numbers && options.drafts == "none")
+    throw Error("--draft-max and --draft-min need drafts: --spec-type ngram");
+  if (options.draft_min > options.draft_max)
+    throw_error("--draft-min: expected at most --draft-max, {}, found {}", options.draft_max,
+                options.draft_min);
+}
+
 int run(Context& context, const Options& options) {
+  check_drafts(options);
   DecoderOptions decoding = decoder_options(options);
   Model model = open_model(options.model);
   auto tokenizer = Tokenizer::open(*model.file);
@@ -232,34 +283,31 @@ int run(Context& context, const Options& options) {
   if (!chats && !options.system.empty())
     throw Error("--system needs a model with a chat template, and no --raw");
   const bool several = !options.prompts.empty();
-  const std::vector<std::string> texts =
-      several ? read_prompts(options.prompts) : std::vector<std::string>{read_prompt(options)};
-  std::vector<std::vector<int32_t>> prompts;
-  int64_t n_longest = 0;
-  for (const std::string& text : texts) {
+  const std::vector<Given> given =
+      several ? read_prompts(options.prompts) : std::vector<Given>{{.text = read_prompt(options)}};
+  std::vector<Prompt> prompts;
+  int64_t n_ctx = 0;
+  for (const auto& [text, line] : given) {
     if (text.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
-    prompts.push_back(encode_prompt(*tokenizer, chats ? asked(model, options, text) : text));
-    n_longest = std::max(n_longest, std::ssize(prompts.back()));
+    auto ids = encode_prompt(*tokenizer, chats ? asked(model, options, text) : text);
+    const int64_t room = context_of(options, longest, std::ssize(ids));
+    if (std::ssize(ids) > room)
+      throw_error("{}the prompt has {} tokens, the context holds {}: {}",
+                  several ? fmt::format("{}: line {}: ", options.prompts.string(), line) : "",
+                  ids.size(), room, options.n_ctx > 0 ? "raise --ctx or shorten it" : "shorten it");
+    n_ctx = std::max(n_ctx, room);
+    prompts.push_back({std::move(ids), room});
   }
   if (!chats && !options.raw)
     context.note("the model has no chat template: the prompt is continued as plain text (--raw)");
-  // The cache is made for what is needed.
-  // Without an end the context is one that a machine holds: a model's own may be a million.
-  int64_t needed = options.n_predict < 0 ? std::max<int64_t>(4096, 2 * n_longest)
-                                         : n_longest + options.n_predict;
-  if (options.n_predict < 0 && options.n_ctx > 0) needed = options.n_ctx;
-  int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min(longest, needed);
-  warn_beyond_training(context, model, n_ctx);
-  if (n_longest > n_ctx)
-    throw_error("the prompt has {} tokens, the context holds {}: {}", n_longest, n_ctx,
-                options.n_ctx > 0 ? "raise --ctx or shorten it" : "shorten it");
-  decoding.n_ctx = std::min(n_ctx, needed);
+  warn_beyond_training(context, model, options.n_ctx > 0 ? options.n_ctx : n_ctx);
+  decoding.n_ctx = n_ctx;     // the cache is made for what is needed
   decoding.reuse = !several;  // each as it would be alone
   decoding.n_sequences = std::min(options.parallel, std::ssize(prompts));
   Generator generator(context.runtime(), model, *tokenizer, decoding);
-  if (several) return write_all(context, generator, prompts, texts, options);
-  Generated g = generator.generate(prompts[0], options.n_predict, options.sampling, options.stops,
-                                   shower(context));
+  if (several) return write_all(context, generator, prompts, given, options);
+  Generated g = generator.generate(prompts[0].ids, options.n_predict, options.sampling,
+                                   options.stops, shower(context));
   if (context.json)
     context.print_json(to_json(g, options));
   else if (!g.text.ends_with('\n'))
@@ -279,7 +327,7 @@ Run add(CLI::App& app) {
                    ->type_name("FILE");
   auto* prompts = app.add_option("--prompts", o->prompts,
                                  "Write behind each line of a file, several at once, the results "
-                                 "in order; --json: an array")
+                                 "in order; --json: an array, each with its line and prompt")
                       ->excludes(prompt)
                       ->excludes(file)
                       ->type_name("FILE");
@@ -346,18 +394,20 @@ Run add(CLI::App& app) {
                  "ngram, what the text repeats of itself. The text is the same")
       ->check(CLI::IsMember({"none", "ngram"}))
       ->capture_default_str();
-  app.add_option("--draft-max,--spec-draft-n-max", o->draft_max, "Drafted tokens at most")
-      ->check(within(int64_t{1}, Decoder::kLikeSingle - 1))
-      ->type_name("N")
-      ->capture_default_str();
-  app.add_option("--draft-min,--spec-draft-n-min", o->draft_min,
-                 "So many wherever there are any, faster or not")
-      ->check(within(int64_t{0}, Decoder::kLikeSingle - 1))
-      ->type_name("N")
-      ->capture_default_str();
+  auto* draft_max =
+      app.add_option("--draft-max,--spec-draft-n-max", o->draft_max, "Drafted tokens at most")
+          ->check(within(int64_t{1}, Decoder::kLikeSingle - 1))
+          ->type_name("N")
+          ->capture_default_str();
+  auto* draft_min = app.add_option("--draft-min,--spec-draft-n-min", o->draft_min,
+                                   "So many wherever there are any, faster or not")
+                        ->check(within(int64_t{0}, Decoder::kLikeSingle - 1))
+                        ->type_name("N")
+                        ->capture_default_str();
   app.add_flag("--stats", o->stats, "Tokens a second, on standard error");
-  return [o, prompt](Context& context) {
+  return [o, prompt, draft_max, draft_min](Context& context) {
     o->has_prompt = prompt->count() > 0;
+    o->has_draft_numbers = draft_max->count() + draft_min->count() > 0;
     return run(context, *o);
   };
 }

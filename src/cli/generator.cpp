@@ -42,12 +42,12 @@ std::vector<int32_t> encode_prompt(const Tokenizer& tokenizer, const std::string
 }
 
 void Generator::begin(Text& text, const std::vector<int32_t>& prompt, int64_t n_predict,
-                      const SampleOptions& sampling) {
+                      const SampleOptions& sampling, int64_t n_ctx) {
   if (prompt.empty()) throw Error("the prompt is empty: give one with -p, -f or standard input");
-  if (std::ssize(prompt) > n_ctx())
+  if (std::ssize(prompt) > n_ctx_)
     throw_error("the prompt has {} tokens, the context holds {}: raise --ctx or shorten it",
-                prompt.size(), n_ctx());
-  text.place = decoder_.join(prompt, sampling, n_predict, [&](int32_t id) {
+                prompt.size(), n_ctx_);
+  auto on_token = [&](int32_t id) {
     if (tokenizer_.is_end(id)) {
       text.finish = "end";
       return false;
@@ -59,7 +59,8 @@ void Generator::begin(Text& text, const std::vector<int32_t>& prompt, int64_t n_
     else if (!wanted)
       text.finish = "interrupted";
     return text.finish.empty();
-  });
+  };
+  text.place = decoder_.join(prompt, sampling, n_predict, on_token, n_ctx);
 }
 
 Generated Generator::end(Text& text) {
@@ -103,7 +104,7 @@ Generated Generator::generate(const std::vector<int32_t>& prompt, int64_t n_pred
   return end(text);
 }
 
-void Generator::generate_all(const std::vector<std::vector<int32_t>>& prompts, int64_t n_predict,
+void Generator::generate_all(const std::vector<Prompt>& prompts, int64_t n_predict,
                              const SampleOptions& sampling, const std::vector<std::string>& stops,
                              const std::function<bool(size_t index, const Generated&)>& done) {
   struct Job {
@@ -116,7 +117,7 @@ void Generator::generate_all(const std::vector<std::vector<int32_t>>& prompts, i
   for (bool wanted = true; wanted && shown < jobs.size();) {
     for (; next < jobs.size() && decoder_.n_free() > 0; ++next) {
       jobs[next].text = std::make_unique<Text>(stops, [](std::string_view) { return true; });
-      begin(*jobs[next].text, prompts[next], n_predict, sampling);
+      begin(*jobs[next].text, prompts[next].ids, n_predict, sampling, prompts[next].n_ctx);
     }
     decoder_.step();
     const bool stop = interrupted();

@@ -17,6 +17,11 @@ struct Generated {
   Written written;     // ids: an end token included
 };
 
+struct Prompt {
+  std::vector<int32_t> ids;
+  int64_t n_ctx = 0;  // positions of its text at most; 0: as many as there are
+};
+
 // A model with the cache of a few texts: text goes in, text comes out, and what a cache holds of a
 // prompt is not run again.
 class Generator {
@@ -34,14 +39,14 @@ class Generator {
 
   // Several prompts, as many at once as there are places; each gives what it gives alone. done: in
   // the order of the prompts, as soon as it and those before it are written; returns false to stop.
-  void generate_all(const std::vector<std::vector<int32_t>>& prompts, int64_t n_predict,
+  void generate_all(const std::vector<Prompt>& prompts, int64_t n_predict,
                     const SampleOptions& sampling, const std::vector<std::string>& stops,
                     const std::function<bool(size_t index, const Generated&)>& done);
 
  private:
   struct Text;
   void begin(Text& text, const std::vector<int32_t>& prompt, int64_t n_predict,
-             const SampleOptions& sampling);
+             const SampleOptions& sampling, int64_t n_ctx = 0);
   Generated end(Text& text);
 
   const Tokenizer& tokenizer_;

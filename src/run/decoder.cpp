@@ -23,7 +23,7 @@ struct Sequence {
   explicit Sequence(const SampleOptions& sampling) : sampler(sampling) {}
   std::vector<int32_t> text;  // prompt and what was drawn
   Sampler sampler;
-  int64_t n_predict = 0;
+  int64_t n_predict = 0, n_ctx = 0;
   Decoder::OnToken on_token;
   Acceptance acceptance;
   Clock::time_point began;
@@ -120,7 +120,7 @@ struct Decoder::Impl {
     }
     if (!wanted)
       end(p, Finish::stopped);
-    else if (std::ssize(s.text) > options.n_ctx)
+    else if (std::ssize(s.text) > s.n_ctx)
       end(p, Finish::context);
     else if (s.n_predict >= 0 && std::ssize(p.written.ids) >= s.n_predict)
       end(p, Finish::length);
@@ -149,7 +149,7 @@ struct Decoder::Impl {
       const Sequence& s = *at(parts[i].place).now;
       parts[i].match = find_ngram(s.text);
       // The last token that is asked for, or has room, need not be run.
-      guesses[i].most = parts[i].match.length == 0 ? 0 : options.n_ctx - std::ssize(s.text);
+      guesses[i].most = parts[i].match.length == 0 ? 0 : s.n_ctx - std::ssize(s.text);
       if (s.n_predict >= 0)
         guesses[i].most =
             std::min(guesses[i].most, s.n_predict - std::ssize(at(parts[i].place).written.ids) - 1);
@@ -261,11 +261,12 @@ Decoder::Decoder(const Runtime& rt, const Model& model, const DecoderOptions& op
 Decoder::~Decoder() = default;
 
 int64_t Decoder::join(std::vector<int32_t> prompt, const SampleOptions& sampling, int64_t n_predict,
-                      OnToken on_token) {
+                      OnToken on_token, int64_t n_ctx) {
+  const int64_t room = impl_->options.n_ctx;
+  n_ctx = n_ctx > 0 ? std::min(n_ctx, room) : room;
   if (prompt.empty()) throw Error("the prompt is empty: expected a token at least");
-  if (std::ssize(prompt) > impl_->options.n_ctx)
-    throw_error("the prompt has {} tokens, the context holds {}", prompt.size(),
-                impl_->options.n_ctx);
+  if (std::ssize(prompt) > n_ctx)
+    throw_error("the prompt has {} tokens, the context holds {}", prompt.size(), n_ctx);
   int64_t best = -1, known = -1;
   for (int64_t i = 0; i < impl_->options.n_sequences; ++i) {
     const Place& p = impl_->at(i);
@@ -285,6 +286,7 @@ int64_t Decoder::join(std::vector<int32_t> prompt, const SampleOptions& sampling
   for (int32_t id : prompt) sequence->sampler.accept(id);
   if (impl_->options.drafts == Drafts::ngram) sequence->acceptance.learn(prompt);
   sequence->n_predict = n_predict;
+  sequence->n_ctx = n_ctx;
   sequence->on_token = std::move(on_token);
   impl_->cache.truncate(best, known);
   p.cached.resize(static_cast<size_t>(known));

@@ -17,7 +17,7 @@ enum class Drafts { none, ngram };
 struct DecoderOptions {
   Path path = Path::fast;
   int64_t n_sequences = 1;  // texts side by side at most
-  int64_t n_ctx = 0;        // positions of each
+  int64_t n_ctx = 0;        // positions of each at most
   KvTypes types;
   // What a place's cache knows of a prompt is not run again. On the fast path the bits then depend
   // on what was run before: in pieces of other lengths the prompt is rounded otherwise.
@@ -65,9 +65,10 @@ class Decoder {
   // Begins a text behind `prompt`; returns its place, 0 .. n_sequences-1: the free one whose cache
   // knows most of the prompt. n_predict:
   // tokens at most; negative: until on_token or the context ends the text. Throws Error where no
-  // place is free, the prompt is empty or longer than n_ctx.
+  // place is free, the prompt is empty or longer than the context. n_ctx: positions of this text,
+  // where they are fewer than a place has; 0: all of them.
   int64_t join(std::vector<int32_t> prompt, const SampleOptions& sampling, int64_t n_predict,
-               OnToken on_token);
+               OnToken on_token, int64_t n_ctx = 0);
   // Ends a text from outside (Finish::stopped).
   void leave(int64_t place);
   // Runs the next piece of a prompt, if there is one, and the next batch of tokens. False: there is

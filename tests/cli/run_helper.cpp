@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <stdexcept>
 
 namespace mt::test {
@@ -104,6 +105,19 @@ Outcome run_in_terminal(const std::vector<std::string>& arguments, int columns,
 
 std::string golden(const std::string& name) {
   return std::string(MT_TEST_DATA) + "/" + name;
+}
+
+std::vector<std::string> lines(const std::string& text) {
+  std::vector<std::string> out;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) out.push_back(line);
+  return out;
+}
+
+std::string some_text(int n) {
+  std::string text;
+  for (int i = 0; i < n; ++i) text += "a bc de f" + std::to_string(i % 7) + " ";
+  return text;
 }
 
 TemporaryFile::TemporaryFile(const std::string& content, const std::string& suffix) {

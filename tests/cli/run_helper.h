@@ -22,6 +22,10 @@ Outcome run_in_terminal(const std::vector<std::string>& arguments, int columns,
 
 std::string golden(const std::string& name);
 
+std::vector<std::string> lines(const std::string& text);
+// Text that the tiny models' tokenizers take apart into some hundred tokens or more.
+std::string some_text(int n);
+
 // A file that is removed at the end of its life.
 class TemporaryFile {
  public:

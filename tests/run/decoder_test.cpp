@@ -187,6 +187,18 @@ TEST(Decoder, EndsWhereTheTextEnds) {
     w = run(0, -1);
     EXPECT_EQ(w.finish, Finish::length);
     EXPECT_EQ(w.ids, first(0));
+    // A context of its own; no larger than the place's.
+    for (const int64_t n_ctx : {9, 20, 99}) {
+      const int64_t place = decoder.join(
+          prompt, {.temperature = 0}, -1, [](int32_t) { return true; }, n_ctx);
+      while (decoder.step()) {
+      }
+      EXPECT_EQ(decoder.written(place).finish, Finish::context);
+      EXPECT_EQ(decoder.written(place).ids, first(std::min<int64_t>(n_ctx, 30) - 9 + 1));
+    }
+    EXPECT_THROW(decoder.join(
+                     prompt, {}, 1, [](int32_t) { return true; }, 8),
+                 Error);
     EXPECT_FALSE(decoder.step());
 
     // A conversation that goes on: the tokens drawn are known but for the last, drafted or not.

@@ -18,6 +18,7 @@ struct MadeModel {
   enum class Head { none, own, rounded_embedding } head = Head::own;
   Dtype head_dtype = Dtype::F32;
   unsigned seed = 1;
+  int64_t context_length = 0;  // 0: the golden model's
 };
 
 inline void make_model(const std::filesystem::path& path, const MadeModel& m) {
@@ -34,6 +35,7 @@ inline void make_model(const std::filesystem::path& path, const MadeModel& m) {
   u32("attention.key_length", d_head);
   u32("attention.value_length", d_head);
   if (m.arch == "llama") u32("rope.dimension_count", d_head);
+  if (m.context_length > 0) u32("context_length", m.context_length);
 
   std::mt19937 random(m.seed);
   std::normal_distribution<float> normal;
