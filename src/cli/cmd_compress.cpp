@@ -35,7 +35,7 @@ std::string step_up(const Plan& plan) {
 
 int run(Context& context, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
-  const Goal goal = options.goal.resolved();
+  const Goal goal = options.goal.resolved(options.session.settings.search_seconds);
   SessionSettings settings = options.session.resolved(&goal);
   check_output(options.output, settings.model, options.force);
   const auto page = !options.page.empty()
@@ -118,6 +118,7 @@ Run add(CLI::App& app) {
       ->type_name("FILE");
   app.add_flag("--no-html", options->no_page, "Write no HTML page");
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
+  declare_search(app, options->session.settings.search_seconds);
   declare_refine(app, options->refine_steps,
                  "80, fewer for models of more than 500 million weights, none with --type");
   app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")

@@ -1,5 +1,6 @@
 #include "base/error.h"
 #include "cli/session_options.h"
+#include "compress/carry_out.h"
 #include "plan/tensor_types.h"
 #include "report/format.h"
 
@@ -43,10 +44,12 @@ void show_frontier(Context& context, Session& session, int points) {
 int run(Context& context, const Options& options) {
   std::optional<Goal> goal;
   if (options.frontier == 0)
-    goal = options.goal.resolved();
-  else if (!options.output.empty() || !options.tensor_types.empty() || options.goal.given())
+    goal = options.goal.resolved(options.session.settings.search_seconds);
+  else if (options.session.settings.search_seconds > 0 || !options.output.empty() ||
+           !options.tensor_types.empty() || options.goal.given())
     throw_error(
-        "--frontier shows many sizes at once: it takes no goal, no -o and no --tensor-types; for a "
+        "--frontier shows many sizes at once: it takes no goal, no --search-time, no -o and no "
+        "--tensor-types; for a "
         "file use --json > FILE");
   SessionSettings settings = options.session.resolved(goal ? &*goal : nullptr);
   settings.aims = false;  // a plan alone is not measured
@@ -65,7 +68,9 @@ int run(Context& context, const Options& options) {
     return exit_done;
   }
 
-  Plan plan = session.plan(*goal);
+  std::vector<std::string> notes;
+  const Plan plan = planned(session, *goal, notes);
+  for (const std::string& note : notes) context.note(note);
   if (!options.tensor_types.empty()) write_text(options.tensor_types, tensor_type_file(plan));
   if (!options.output.empty()) write_text(options.output, to_json(plan));
   if (context.json || options.output.empty()) {
@@ -91,6 +96,7 @@ Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
   options->goal.declare(app);
+  declare_search(app, options->session.settings.search_seconds);
   app.add_option("-o,--output", options->output, "Write the plan here (default: standard output)")
       ->type_name("FILE");
   app.add_option("--tensor-types", options->tensor_types,

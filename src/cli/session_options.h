@@ -17,6 +17,7 @@ struct SessionOptions {
 
 // Of the commands that round weights.
 void declare_feedback(CLI::App& app, Feedback& feedback);
+void declare_search(CLI::App& app, double& seconds);
 void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise);
 
 // The options among these that another command needs to find the same measurements: " --text
@@ -36,8 +37,9 @@ struct GoalOptions {
   CLI::Option* type_option = nullptr;
   void declare(CLI::App& app);
   bool given() const;
-  // Throws Error unless exactly one goal is given.
-  Goal resolved() const;
+  // Throws Error unless exactly one goal is given, and one in bytes where seconds of search are
+  // asked for.
+  Goal resolved(double search_seconds = 0) const;
 };
 
 // Throws Error, before any work is done, where `output` is the input, exists without `force`, or

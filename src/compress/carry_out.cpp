@@ -6,6 +6,8 @@
 #include <cmath>
 #include <optional>
 
+#include "compress/plan_search.h"
+
 namespace mt {
 namespace {
 
@@ -148,11 +150,24 @@ void refine_and_prove(Session& session, Result& result) {
   result.proof = before;
 }
 
+Plan planned(Session& session, const Goal& goal, std::vector<std::string>& notes) {
+  Plan plan = session.plan(goal);
+  const auto budget = session.budget(goal);
+  const double seconds = session.settings().search_seconds;
+  if (!budget || seconds <= 0) return plan;
+  Searched s = search_plan(session, plan, *budget, seconds);
+  notes.push_back(fmt::format(
+      "search: {} plans near the first measured on calibration text, {} better: KL {:.4g} before "
+      "and {:.4g} after",
+      s.n_measured, s.n_better, s.kl_before, s.kl_after));
+  return std::move(s.plan);
+}
+
 Result carry_out(Session& session, const Goal& goal,
                  const std::function<void(const std::string&)>& say) {
   Result result;
   if (!goal.max_kl) {
-    result.plan = session.plan(goal);
+    result.plan = planned(session, goal, result.notes);
     finish(session, result);
     return result;
   }

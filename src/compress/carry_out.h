@@ -16,6 +16,10 @@ struct Result {
   std::vector<std::string> notes;  // for people: what was decided on the way, and why
 };
 
+// A plan for a goal; for one in bytes or bits improved by search where the session searches, and
+// the notes say what it found.
+Plan planned(Session& session, const Goal& goal, std::vector<std::string>& notes);
+
 // A goal in bytes, bits or formats is planned once. A goal in KL is a search for the smallest file
 // whose KL, measured on the session's windows for aiming (settings.aims), is within the bound;
 // then it is proved on the windows set aside, which decided nothing. Where the proof misses the

@@ -1,11 +1,16 @@
 #include "compress/corrections.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 
+#include "base/files.h"
 #include "base/progress.h"
 #include "measure/place_loss.h"
 
@@ -100,6 +105,50 @@ PlaceOptions sampled_places(const Candidates& candidates,
     if (role_of(candidates.all[i].tensor).layer >= 0)
       if (auto o = nearest_option(candidates.all[i], losses[i], true)) work.push_back({i, *o});
   return work;
+}
+
+double text_factor(const Runtime& rt, const Model& model, const Windows& windows,
+                   const Candidates& candidates, const std::vector<std::vector<double>>& losses,
+                   const PlaceOptions& places, Measurements& db) {
+  constexpr int64_t kTokens = 3072;
+  std::map<size_t, size_t> formats;  // by candidate
+  std::string all;
+  for (const auto& [i, o] : places)
+    if (nearest_option(candidates.all[i], losses[i], false) == o && formats.emplace(i, o).second)
+      all += fmt::format("{} {}\n", candidates.all[i].key, name(candidates.all[i].dtypes[o]));
+  if (formats.empty() || std::ssize(windows) <= kWindowsOfPlaces) return 1;
+
+  std::optional<Model> cut;
+  std::array<double, 2> kl{}, tokens{};  // of the first windows; of all
+  size_t n = 0;
+  for (double read = 0; n < windows.size() && read < kTokens; ++n)
+    read += double(windows[n].size());
+  Progress progress("measuring the text", n);
+  for (size_t w = 0; w < n; ++w) {
+    const std::string setting = fmt::format("{} window {}", sha256_hex(all), w);
+    auto measured = db.value("text", "sampled_kl", setting);
+    if (!measured || !std::isfinite(*measured) || *measured < 0) {
+      if (!cut) {
+        cut = model;
+        for (const auto& [i, o] : formats) {
+          const Candidate& c = candidates.all[i];
+          for (LinearMap* map : linear_maps(*cut))
+            if (map->name == c.tensor)
+              map->weight = encode_weight(rt, c.source, c.dtypes[o], c.weights);
+        }
+      }
+      measured = std::max(0.0, PlaceLoss(rt, model, {windows[w]}).measure(*cut));
+      db.put("text", "sampled_kl", setting, *measured);
+    }
+    const auto n_tokens = double(windows[w].size());
+    for (size_t of_all : {0, 1})
+      if (of_all || std::cmp_less(w, kWindowsOfPlaces)) {
+        kl[of_all] += *measured * n_tokens;
+        tokens[of_all] += n_tokens;
+      }
+    progress.advance();
+  }
+  return kl[0] > 0 && kl[1] > 0 ? kl[1] / tokens[1] / (kl[0] / tokens[0]) : 1;
 }
 
 std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,

@@ -26,6 +26,16 @@ using PlaceOptions = std::vector<std::pair<size_t, size_t>>;
 PlaceOptions sampled_places(const Candidates& candidates,
                             const std::vector<std::vector<double>>& losses, int64_t n_measured);
 
+// Places are measured on so few windows, for a ratio needs little text.
+constexpr int64_t kWindowsOfPlaces = 2;
+
+// How much less or more is lost on the calibration text than on its first windows, on which places
+// are measured: of a model with all of `places` cut at once, to about four bits each, on up to
+// 3,072 tokens. Kept in `db`, window by window. 1 where there are no other windows.
+double text_factor(const Runtime& rt, const Model& model, const Windows& windows,
+                   const Candidates& candidates, const std::vector<std::vector<double>>& losses,
+                   const PlaceOptions& places, Measurements& db);
+
 // Measured over predicted KL of every candidate and option: that of `places`, each cut alone and
 // measured on `windows`; others take their layer's ratio, or the geometric mean of their role's,
 // near layers counting more, and below three bits besides what the role's low formats lost more.

@@ -21,9 +21,10 @@ namespace mt {
 
 struct SessionSettings : CalibrationSettings {
   std::filesystem::path model;
-  std::filesystem::path db;  // empty: Measurements::default_path
-  std::vector<Dtype> types;  // that the plan may choose from
-  int64_t n_measured = 24;   // places whose loss is measured, not only predicted
+  std::filesystem::path db;   // empty: Measurements::default_path
+  std::vector<Dtype> types;   // that the plan may choose from
+  int64_t n_measured = 24;    // places whose loss is measured, not only predicted
+  double search_seconds = 0;  // of local search on measured KL, after a plan for bytes
   Feedback feedback = Feedback::none;
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
@@ -44,6 +45,7 @@ class Session {
   Session(const Runtime& rt, SessionSettings settings);
   ~Session();
 
+  const Runtime& runtime() const { return rt_; }
   const Model& model() const { return *model_; }
   const std::string& model_sha256() const { return sha256_; }
   const SessionSettings& settings() const { return settings_; }
@@ -56,6 +58,8 @@ class Session {
   const Problem& problem();
   // What the problem's places are of, one by one.
   const Candidates& candidates() const { return *candidates_; }
+  // Of the candidate that a plan writes under this name.
+  std::string key_of(const Plan& plan, const std::string& tensor) const;
   // Measured over predicted, place by place of the problem.
   const std::vector<std::vector<double>>& corrections() const { return correction_; }
   std::vector<FrontierPoint> frontier(int points);
@@ -100,7 +104,6 @@ class Session {
   int64_t steps_of(const Plan& plan) const;  // of refinement
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
-  std::string key_of(const Plan& plan, const std::string& tensor) const;  // of its candidate
   void correct(Problem& problem);  // its losses, by what is measured of checked_
   PlaceOptions doubtful(const Solution& solution) const;
   void check_fits(Dtype dtype) const;
@@ -126,6 +129,7 @@ class Session {
   std::optional<Candidates> candidates_;
   std::vector<std::vector<double>> losses_;      // [candidate][dtype], as predicted
   std::vector<std::vector<double>> correction_;  // [candidate][dtype], measured over predicted
+  double text_factor_ = 1;                       // of all losses
   PlaceOptions sampled_;                         // measured before anything is planned
   PlaceOptions checked_;                         // these, and what the last plan rests on
   std::optional<Problem> problem_;

@@ -91,6 +91,8 @@ const Problem& Session::problem() {
   }
   Problem p = unmeasured(*candidates_, exact_bytes({}));
   sampled_ = checked_ = sampled_places(*candidates_, losses_, settings_.n_measured);
+  text_factor_ =
+      text_factor(rt_, *model_, calibration_->windows, *candidates_, losses_, sampled_, *db_);
   correct(p);
   check_unchanged();
   return problem_.emplace(std::move(p));
@@ -98,11 +100,12 @@ const Problem& Session::problem() {
 
 void Session::correct(Problem& problem) {
   // Few windows: a place's ratio needs little text.
-  correction_ = measure_corrections(rt_, *model_, first_windows(calibration_->windows, 2),
-                                    *candidates_, losses_, checked_, *db_);
+  correction_ =
+      measure_corrections(rt_, *model_, first_windows(calibration_->windows, kWindowsOfPlaces),
+                          *candidates_, losses_, checked_, *db_);
   for (size_t i = 0; i < problem.places.size(); ++i)
     for (size_t o = 0; o < problem.places[i].options.size(); ++o)
-      problem.places[i].options[o].loss = losses_[i][o] * correction_[i][o];
+      problem.places[i].options[o].loss = losses_[i][o] * correction_[i][o] * text_factor_;
 }
 
 // What a plan rests on that was not measured: the places that count for a hundredth of its loss or
@@ -114,7 +117,7 @@ PlaceOptions Session::doubtful(const Solution& solution) const {
     if (solution.option[i] < 1) continue;  // not written, or kept
     const auto o = static_cast<size_t>(solution.option[i]);
     const Candidate& c = candidates_->all[i];
-    const double loss = std::max(losses_[i][o], problem_->places[i].options[o].loss);
+    const double loss = std::max(losses_[i][o] * text_factor_, problem_->places[i].options[o].loss);
     // A tensor shared by a plan alone has no place of its own.
     if (loss < 0.01 * solution.loss || c.key != c.tensor ||
         std::find(checked_.begin(), checked_.end(), std::pair(i, o)) != checked_.end())

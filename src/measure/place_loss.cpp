@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "base/checked.h"
 #include "base/error.h"
@@ -11,27 +12,67 @@
 
 namespace mt {
 
+namespace {
+
+bool same(const LinearMap& a, const LinearMap& b) {
+  return a.weight.dtype == b.weight.dtype &&
+         a.weight.data.bytes.data() == b.weight.data.bytes.data() && a.bias == b.bias;
+}
+
+bool same(const Site& a, const Site& b) {
+  if (a.norm != b.norm || a.post_norm != b.post_norm) return false;
+  if (const auto* x = std::get_if<Attention>(&a.what)) {
+    const auto& y = std::get<Attention>(b.what);
+    return same(x->q, y.q) && same(x->k, y.k) && same(x->v, y.v) && same(x->o, y.o) &&
+           x->q_norm == y.q_norm && x->k_norm == y.k_norm;
+  }
+  const auto &x = std::get<Mlp>(a.what), &y = std::get<Mlp>(b.what);
+  return same(x.gate, y.gate) && same(x.up, y.up) && same(x.down, y.down);
+}
+
+// Steps that both models, cuts of one, have alike from the first on; none where the embeddings
+// differ.
+std::optional<size_t> steps_alike(const Model& a, const Model& b) {
+  if (!same(a.embedding, b.embedding)) return std::nullopt;
+  size_t n = 0;
+  while (n < a.steps.size() &&
+         std::equal(a.steps[n].sites.begin(), a.steps[n].sites.end(), b.steps[n].sites.begin(),
+                    [](const Site& x, const Site& y) { return same(x, y); }))
+    ++n;
+  return n;
+}
+
+}  // namespace
+
 struct PlaceLoss::Impl {
   Impl(const Runtime& runtime, const Model& m, const Windows& w)
       : rt(runtime), model(m), windows(w) {
     Progress progress("reading the original", windows.size());
-    for (const auto& tokens : windows) {
-      const int64_t n = std::ssize(tokens), d = model.d_model;
-      auto& kept = streams.emplace_back();
-      ForwardOptions options;
-      options.tap = [&](Point point, int64_t, Matrix value) {
-        if (point != Point::stream) return;
-        kept.emplace_back(n, d);
-        std::copy_n(value.data, n * d, kept.back().data());
-      };
-      KvCache cache(model, 1, n);
-      Chunk chunk{0, tokens};
-      MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, options);
-      auto& l = original.emplace_back(n, model.n_vocab);
+    streams.resize(windows.size());
+    for (size_t i = 0; i < windows.size(); ++i) {
+      MatrixBuffer hidden = run_and_keep(model, i);
+      auto& l = original.emplace_back(std::ssize(windows[i]), model.n_vocab);
       logits(rt, model, Path::exact, hidden, l);
       to_log_probabilities(l);
       progress.advance();
     }
+  }
+
+  // A whole pass, whose streams replace those kept.
+  MatrixBuffer run_and_keep(const Model& m, size_t window) {
+    const auto& tokens = windows[window];
+    const int64_t n = std::ssize(tokens), d = m.d_model;
+    auto& kept = streams[window];
+    kept.clear();
+    ForwardOptions options;
+    options.tap = [&](Point point, int64_t, Matrix value) {
+      if (point != Point::stream) return;
+      kept.emplace_back(n, d);
+      std::copy_n(value.data, n * d, kept.back().data());
+    };
+    KvCache cache(m, 1, n);
+    Chunk chunk{0, tokens};
+    return forward(rt, m, cache, {&chunk, 1}, options);
   }
 
   void to_log_probabilities(Matrix l) const {
@@ -47,7 +88,8 @@ struct PlaceLoss::Impl {
 
   const Runtime& rt;
   const Model& model;
-  const Windows& windows;
+  Windows windows;
+  Model standing = model;                          // whose streams are kept
   std::vector<std::vector<MatrixBuffer>> streams;  // [window][step], after the step
   std::vector<MatrixBuffer> original;              // [window], log-probabilities
 };
@@ -57,25 +99,23 @@ PlaceLoss::PlaceLoss(const Runtime& rt, const Model& model, const Windows& windo
 PlaceLoss::~PlaceLoss() = default;
 
 double PlaceLoss::measure(const std::string& place, const Weight& replacement) {
-  const Impl& m = *impl_;
-  Model cut = m.model;
+  Model cut = impl_->model;
   LinearMap* target = nullptr;
   for (LinearMap* map : linear_maps(cut))
     if (map->name == place) target = map;
   if (!target) throw_error("'{}' is no place of {}", place, cut.file->path);
   target->weight = replacement;
-  // The first step that reads the place.
-  size_t first = cut.steps.size();
-  for (size_t s = cut.steps.size(); s-- > 0;)
-    for (const Site& site : cut.steps[s].sites) {
-      std::vector<const LinearMap*> maps;
-      if (const auto* a = std::get_if<Attention>(&site.what)) maps = {&a->q, &a->k, &a->v, &a->o};
-      if (const auto* f = std::get_if<Mlp>(&site.what)) maps = {&f->gate, &f->up, &f->down};
-      for (const LinearMap* map : maps)
-        if (map->name == place) first = s;
-    }
-  const bool from_embedding = target == &cut.embedding;
+  return measure(cut);
+}
 
+void PlaceLoss::stand_on(const Model& cut) {
+  for (size_t w = 0; w < impl_->windows.size(); ++w) impl_->run_and_keep(cut, w);
+  impl_->standing = cut;
+}
+
+double PlaceLoss::measure(const Model& cut) {
+  const Impl& m = *impl_;
+  const auto alike = steps_alike(m.standing, cut);
   double total = 0;
   int64_t n_tokens = 0;
   for (size_t w = 0; w < m.windows.size(); ++w) {
@@ -84,9 +124,9 @@ double PlaceLoss::measure(const std::string& place, const Weight& replacement) {
     KvCache cache(cut, 1, n);
     Chunk chunk{0, tokens};
     ForwardOptions options;
-    if (!from_embedding) {
-      options.first_step = static_cast<int64_t>(first);
-      if (first > 0) options.stream = &m.streams[w][first - 1];
+    if (alike) {
+      options.first_step = static_cast<int64_t>(*alike);
+      if (*alike > 0) options.stream = &m.streams[w][*alike - 1];
     }
     MatrixBuffer hidden = forward(m.rt, cut, cache, {&chunk, 1}, options);
     std::vector<double> kl(static_cast<size_t>(n));

@@ -67,5 +67,31 @@ TEST(PlaceLoss, IsTheDivergenceOfTwoWholePasses) {
   }
 }
 
+TEST(PlaceLoss, OfAWholeCutIsTheSameWhateverItStandsOn) {
+  ThreadPool pool(1);
+  Runtime rt{select_kernels(), pool};
+  for (const auto& name : kTinyModels) {
+    const Model model = open_tiny(name);
+    const auto ids = read_golden<int32_t>(name + ".ids.i32");
+    const Windows windows{{ids.begin(), ids.begin() + 30}, {ids.begin() + 20, ids.end()}};
+    PlaceLoss loss(rt, model, windows);
+    Model cut = model;
+    for (LinearMap* map : linear_maps(cut)) map->weight = in_format(map->weight, Dtype::Q4_0);
+    EXPECT_NEAR(loss.measure(cut), direct_kl(rt, model, cut, windows), 1e-5) << name;
+    loss.stand_on(cut);
+    std::vector<Model> others{cut};
+    const auto places = linear_maps(model);
+    for (size_t i = 0; i < places.size(); ++i) {
+      others.push_back(cut);
+      linear_maps(others.back())[i]->weight = places[i]->weight;
+    }
+    others.push_back(cut);
+    others.back().steps.back().sites[0].norm[0] *= 1.5f;
+    for (const Model& other : others)
+      EXPECT_NEAR(loss.measure(other), direct_kl(rt, model, other, windows), 1e-5) << name;
+    EXPECT_NEAR(loss.measure(model), 0, 5e-7) << name;
+  }
+}
+
 }  // namespace
 }  // namespace mt
