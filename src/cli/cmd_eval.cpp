@@ -74,13 +74,16 @@ Json to_json(const QaResult& r) {
           {"accuracy_per_byte", one(r.normalised)}};
 }
 
-std::string table(const Context& context, const Comparison& c, bool against) {
-  std::string out =
-      wrapped("",
-              fmt::format("{}: {} windows of {} tokens, {} tokens scored, {} path",
-                          printable(c.corpus), c.n_windows, c.n_ctx, grouped(c.n_tokens), c.path),
-              context.out.is_terminal ? context.out.width() : 0, 2) +
-      "\n";
+// base_path: the base's, where it was named.
+std::string table(const Context& context, const Comparison& c, bool against,
+                  const std::string& base_path) {
+  const std::string base = base_path.empty() ? "" : fmt::format(", base {} path", base_path);
+  std::string out = wrapped("",
+                            fmt::format("{}: {} windows of {} tokens, {} tokens scored, {} path{}",
+                                        printable(c.corpus), c.n_windows, c.n_ctx,
+                                        grouped(c.n_tokens), c.path, base),
+                            context.out.is_terminal ? context.out.width() : 0, 2) +
+                    "\n";
   // Tokens of a window are not independent: the interval, drawn over windows, is the safer one.
   Table t({{""},
            {"value", Table::Align::right},
@@ -193,11 +196,16 @@ int run(Context& context, const Options& options) {
 
   if (!options.text.empty()) {
     std::optional<Model> base;
+    std::optional<Path> base_path;
     if (against) {
       base = open_model(options.against);
       check_same_tokens(model, *base);
       out["against"] = options.against;
-      if (!options.base_path.empty()) out["against_path"] = options.base_path;
+      if (!options.base_path.empty()) {
+        base_path = options.base_path == "fast" ? Path::fast : Path::exact;
+        out["against_path"] = options.base_path;
+      }
+      if (path == Path::fast || base_path) out["against_cache"] = kv_name(base_kv_types(base_path));
     }
     TokenWindows text_windows = windows_of_text(*tokenizer, read_text_file(options.text),
                                                 options.text, options.n_ctx, options.n_windows);
@@ -211,8 +219,7 @@ int run(Context& context, const Options& options) {
     if (!options.logits.empty()) write_logits(rt, model, windows, path, types, options);
     EvalOptions eval;
     eval.path = path;
-    if (!options.base_path.empty())
-      eval.base_path = options.base_path == "fast" ? Path::fast : Path::exact;
+    eval.base_path = base_path;
     eval.kv_types = types;
     eval.seed = options.seed;
     eval.label = against ? "measuring both models" : "measuring perplexity";
@@ -221,7 +228,7 @@ int run(Context& context, const Options& options) {
     c.corpus = std::filesystem::path(options.text).filename().string();
     c.corpus_sha256 = text_windows.sha256;
     out.update(to_json(c, against));
-    text += table(context, c, against);
+    text += table(context, c, against, options.base_path);
     if (options.max_kl >= 0) {
       bool holds = c.kl_mean.value <= options.max_kl;
       out["max_kl"] = {{"bound", options.max_kl}, {"holds", holds}};
@@ -271,8 +278,8 @@ Run add(CLI::App& app) {
       ->check(CLI::IsMember({"exact", "fast"}))
       ->capture_default_str();
   app.add_option("--against-path", o->base_path,
-                 "That of the model compared with (default: the same); with the same file twice, "
-                 "the distance between the paths")
+                 "That of the model compared with, with its default cache (default: the same path, "
+                 "cache in F32); with the same file twice, the distance between the paths")
       ->check(CLI::IsMember({"exact", "fast"}));
   declare_kv_types(app, o->kv);
   app.add_option("--max-kl", o->max_kl, "Exit with 1 where the mean KL exceeds this")

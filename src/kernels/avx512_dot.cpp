@@ -195,9 +195,8 @@ MT_AVX512 void q8_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, 
       // Where the row has an odd number of blocks the last is taken twice; its dx is 0 there.
       const uint8_t* second = both ? p + 34 : p;
       prefetch(p);
-      __m512i codes = _mm512_inserti64x4(
-          _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 2))),
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(second + 2)), 1);
+      __m512i codes =
+          _mm512_inserti64x4(_mm512_castsi256_si512(load32(p + 2)), load32(second + 2), 1);
       codes = _mm512_xor_si512(codes, high_bit);
       __m256i d = _mm256_inserti128_si256(_mm256_set1_epi16(load_as<short>(p)),
                                           _mm_set1_epi16(load_as<short>(second)), 1);
@@ -242,8 +241,7 @@ MT_AVX512_INLINE Q20Input q2_0_input(const Activations& act, int64_t block) {
   MT_UNROLL
   for (int s = 0; s < 4; ++s) start = dot4(start, _mm512_set1_epi8(1), in.x[s]);
   in.start = minus(start);
-  __m512i lanes = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
-  in.dx = to_lanes(lanes, _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 2 * block)));
+  in.dx = twice(_mm256_loadu_ps(act.d + 2 * block));
   return in;
 }
 
@@ -343,7 +341,7 @@ MT_AVX512 void plain_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t 
       if constexpr (T == Dtype::F32) {
         v = _mm512_loadu_ps(reinterpret_cast<const float*>(p));
       } else {
-        __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        __m256i h = load32(p);
         if constexpr (T == Dtype::F16)
           v = _mm512_cvtph_ps(h);
         else
@@ -382,8 +380,7 @@ MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
 }
 
 bool avx512_has_rows_dot(Dtype dtype) {
-  return reference_has_rows_dot(dtype) || dtype == Dtype::IQ2_XXS || dtype == Dtype::IQ2_XS ||
-         dtype == Dtype::IQ2_S || dtype == Dtype::IQ3_XXS || dtype == Dtype::IQ3_S;
+  return reference_has_rows_dot(dtype) || is_lattice(dtype);
 }
 
 void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,

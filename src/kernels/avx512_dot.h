@@ -39,6 +39,9 @@ struct Out {
 MT_AVX512_INLINE __m512i load64(const void* p) {
   return _mm512_loadu_si512(p);
 }
+MT_AVX512_INLINE __m256i load32(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
 MT_AVX512_INLINE __m512i load(const std::array<uint8_t, 64>& index) {
   return _mm512_loadu_si512(index.data());
 }
@@ -56,6 +59,11 @@ MT_AVX512_INLINE __m512i high_nibbles(__m512i v) {
 }
 MT_AVX512_INLINE __m512 to_lanes(__m512i lanes, __m512 v) {
   return _mm512_permutexvar_ps(lanes, v);
+}
+// Every lane beside itself.
+MT_AVX512_INLINE __m512 twice(__m256 v) {
+  return to_lanes(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
+                  _mm512_castps256_ps512(v));
 }
 MT_AVX512_INLINE __m512i runs_of_4(int a, int b, int c, int d) {
   return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);

@@ -67,8 +67,7 @@ MT_AVX512_INLINE void k_codes(const uint8_t* p, __m512i (&codes)[4]) {
     for (int s = 0; s < 4; ++s)
       codes[s] = _mm512_and_si512(_mm512_srli_epi16(qs, static_cast<unsigned>(2 * s)), three);
     if constexpr (T == Dtype::Q3_K) {
-      __m512i high =
-          _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+      __m512i high = _mm512_broadcast_i64x4(load32(p));
       MT_UNROLL
       for (int s = 0; s < 4; ++s) {
         __m512i bit = _mm512_inserti64x4(_mm512_set1_epi8(static_cast<char>(1 << s)),
@@ -84,8 +83,7 @@ MT_AVX512_INLINE void k_codes(const uint8_t* p, __m512i (&codes)[4]) {
     MT_UNROLL
     for (int h = 0; h < 2; ++h) {
       __m512i ql = load64(p + 64 * h);
-      __m512i qh = _mm512_broadcast_i64x4(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 128 + 32 * h)));
+      __m512i qh = _mm512_broadcast_i64x4(load32(p + 128 + 32 * h));
       // (a & mask) | b
       codes[2 * h] =
           _mm512_ternarylogic_epi64(_mm512_sllv_epi64(qh, left), mask, low_nibbles(ql), 0xea);
@@ -101,8 +99,7 @@ MT_AVX512_INLINE void k_codes(const uint8_t* p, __m512i (&codes)[4]) {
       codes[2 * h + 1] = high_nibbles(qs);
     }
     if constexpr (T == Dtype::Q5_K) {
-      __m512i fifth =
-          _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16)));
+      __m512i fifth = _mm512_broadcast_i64x4(load32(p + 16));
       MT_UNROLL
       for (int g = 0; g < 4; ++g) {
         int sub = g / 2 * 4 + g % 2;
@@ -195,9 +192,8 @@ MT_AVX512_INLINE KInput<T> k_input(const Activations& act, int64_t b, __m512i (&
     in.start[0] = _mm512_add_epi32(in.start[0], in.start[1]);
     in.start[2] = _mm512_add_epi32(in.start[2], in.start[3]);
   }
-  in.dx = _mm512_castps256_ps512(_mm256_loadu_ps(act.d + 8 * b));
-  if constexpr (by_16)
-    in.dx = to_lanes(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), in.dx);
+  const __m256 dx = _mm256_loadu_ps(act.d + 8 * b);
+  in.dx = by_16 ? twice(dx) : _mm512_castps256_ps512(dx);
   in.sums = _mm512_setzero_ps();
   if constexpr (T == Dtype::Q2_K) in.sums = _mm512_loadu_ps(act.sum + 16 * b);
   if constexpr (T == Dtype::Q4_K || T == Dtype::Q5_K) {

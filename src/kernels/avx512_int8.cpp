@@ -27,12 +27,9 @@ struct alignas(64) Row {
 };
 constexpr int64_t kRowWords = sizeof(Row) / 4;
 
-MT_AVX512_INLINE float half(const uint8_t* p) {
-  return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(load_as<uint16_t>(p))));
-}
-MT_AVX512_INLINE __m256i load32(const void* p) {
-  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
-}
+using avx512::half;
+using avx512::load32;
+
 MT_AVX512_INLINE void store32(int8_t* p, __m256i v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v);
 }

@@ -4,6 +4,8 @@
 // The lattice formats with VBMI: dot products and decoding.
 namespace mt::avx512 {
 
+// Filled when the program starts, from arrays that stand in the file (dtype/grids.cpp): the order
+// of the files does not matter. Nothing may decode before main.
 const Planes<256> iq2_xxs_words(kGridIq2Xxs);
 const Planes<512> iq2_xs_words(kGridIq2Xs);
 const Planes<1024> iq2_s_words(kGridIq2S);

@@ -9,10 +9,6 @@
 // takes the words apart and a shuffle gives the magnitudes.
 namespace mt::avx512 {
 
-constexpr bool is_lattice(Dtype t) {
-  return t == Dtype::IQ2_XXS || t == Dtype::IQ2_XS || t == Dtype::IQ2_S || t == Dtype::IQ3_XXS ||
-         t == Dtype::IQ3_S;
-}
 constexpr int iq_bytes(Dtype t) {
   if (t == Dtype::IQ2_XXS) return 66;
   if (t == Dtype::IQ2_XS) return 74;
@@ -122,9 +118,6 @@ MT_AVX512_INLINE __m256i signs_of_words(__m256i words) {
       _mm512_multishift_epi64_epi8(at, _mm512_cvtepu32_epi64(words)), _mm512_set1_epi8(127));
   return eight_signs_of(_mm512_cvtepi64_epi32(seven));
 }
-MT_AVX512_INLINE __m256i load32(const uint8_t* p) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-}
 
 // 256 weights: scale[i / 16] * (minus ? -code : code).
 struct LatticeBlock {
@@ -138,10 +131,6 @@ MT_AVX512_INLINE __m128i nibbles_of(__m128i bytes) {
   const __m128i mask = _mm_set1_epi8(15);
   return _mm_unpacklo_epi8(_mm_and_si128(bytes, mask),
                            _mm_and_si128(_mm_srli_epi16(bytes, 4), mask));
-}
-MT_AVX512_INLINE __m512 twice(__m256 v) {
-  return to_lanes(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7),
-                  _mm512_castps256_ps512(v));
 }
 
 template <Dtype T>

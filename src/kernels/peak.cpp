@@ -4,6 +4,7 @@
 #include "kernels/attributes.h"
 #include "kernels/avx512_intrinsics.h"
 #include "kernels/kernels.h"
+#include "kernels/tile_config.h"
 
 namespace mt {
 namespace {
@@ -49,14 +50,6 @@ MT_PEAK(int8_vnni, MT_AVX512, __m512i, _mm512_set1_epi8(1), 64, _mm512_dpbusd_ep
 #undef MT_OPAQUE
 
 // ---- tiles ----
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static_assert(sizeof(TileConfig) == 64);
-
 // All 64 bytes are given as the operand: g++ 12's _tile_loadconfig names the address alone and
 // loses the stores that fill it.
 #define MT_AMX __attribute__((target("amx-tile,amx-int8,amx-bf16")))
@@ -71,7 +64,7 @@ MT_AMX void load_tiles(const TileConfig& config) {
 }
 
 MT_AMX int64_t int8_amx(int64_t rounds) {
-  load_tiles(TileConfig());
+  load_tiles(TileConfig(TileConfig::kRows, TileConfig::kRows));
   for (int64_t r = 0; r < rounds; ++r) {
     _tile_dpbusd(0, 4, 5);
     _tile_dpbusd(1, 4, 5);
@@ -83,7 +76,7 @@ MT_AMX int64_t int8_amx(int64_t rounds) {
 }
 
 MT_AMX int64_t bf16_amx(int64_t rounds) {
-  load_tiles(TileConfig());
+  load_tiles(TileConfig(TileConfig::kRows, TileConfig::kRows));
   for (int64_t r = 0; r < rounds; ++r) {
     _tile_dpbf16ps(0, 4, 5);
     _tile_dpbf16ps(1, 4, 5);

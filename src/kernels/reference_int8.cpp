@@ -108,11 +108,6 @@ void iq4_xs_block(const uint8_t* p, Int8Row& row) {
   }
 }
 
-bool is_lattice(Dtype t) {
-  return t == Dtype::IQ2_XXS || t == Dtype::IQ2_XS || t == Dtype::IQ2_S || t == Dtype::IQ3_XXS ||
-         t == Dtype::IQ3_S;
-}
-
 // Magnitudes with their signs; scales as the format's decoder makes them (dtype/lattice.cpp).
 void lattice_block(Dtype t, const std::byte* bytes, Int8Row& row) {
   auto eight = [&](int g, uint16_t word, int signs) {

@@ -2,6 +2,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dtype/dtype.h"
+
 // Block fields as the vector kernels read them: unaligned loads and the packed sub-scales of the
 // 256-weight formats. Everything is static, so that each file has its own copy (attributes.h).
 namespace mt {
@@ -31,6 +33,12 @@ static inline void unpack_k3_scales(const uint8_t* packed, uint64_t& first, uint
   uint64_t s12 = (b >> 4 & 0x0f0f0f0fu) | (c >> 2 & 0x30303030u);
   first = (a & 0x0f0f0f0fu) | (c << 4 & 0x30303030u) | s4 << 32;
   second = (a >> 4 & 0x0f0f0f0fu) | (c & 0x30303030u) | s12 << 32;
+}
+
+// The formats whose codes are words of a table, of those with fast products.
+static constexpr bool is_lattice(Dtype t) {
+  return t == Dtype::IQ2_XXS || t == Dtype::IQ2_XS || t == Dtype::IQ2_S || t == Dtype::IQ3_XXS ||
+         t == Dtype::IQ3_S;
 }
 
 // Values of the 4-bit codes that are tables.

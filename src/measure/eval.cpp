@@ -90,7 +90,7 @@ WindowEvaluator::WindowEvaluator(const Runtime& rt, const Model* base, const Mod
                        .logits_buffer = MatrixBuffer(rows, model.n_vocab),
                        .exps = MatrixBuffer(rt.pool.size(), model.n_vocab)});
   if (base) {
-    impl_->base_cache.emplace(*base, 1, n_ctx);
+    impl_->base_cache.emplace(*base, 1, n_ctx, base_kv_types(base_path));
     impl_->base_logits = MatrixBuffer(rows, model.n_vocab);
   }
 }

@@ -24,8 +24,10 @@ inline ScoredRange scored_range(int64_t n_ctx) {
 
 struct EvalOptions {
   Path path = Path::exact;
-  std::optional<Path> base_path = {};  // nothing: the same
-  // Of the measured model's cache; the base's is F32. Nothing: what the path has by default.
+  // The base's, with the cache that it has by default. Nothing: the same path with a cache in F32,
+  // beside which a cache's own cost is seen.
+  std::optional<Path> base_path = {};
+  // Of the measured model's cache. Nothing: what the path has by default.
   std::optional<KvTypes> kv_types = {};
   uint64_t seed = 1;     // of the bootstrap
   int resamples = 1000;  // of the bootstrap
@@ -69,6 +71,11 @@ Comparison perplexity(const Runtime& rt, const Model& model, const Windows& wind
 void window_logits(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
                    Path path, const std::function<void(ConstMatrix rows)>& write,
                    const std::optional<KvTypes>& kv_types = {});
+
+// Of the base's cache (EvalOptions::base_path).
+inline KvTypes base_kv_types(const std::optional<Path>& base_path) {
+  return base_path ? default_kv_types(*base_path) : KvTypes{};
+}
 
 // Rows of logits [n_vocab] that go in a slice of about 128 MB, at most 256.
 int64_t logits_slice_rows(int64_t n_vocab);

@@ -155,6 +155,34 @@ TEST(Eval, ComparesAndChecksTheBound) {
   EXPECT_EQ(bound(kl * 0.99), 1);
 }
 
+TEST(Eval, ThePathOfTheBaseBringsItsOwnCache) {
+  TemporaryFile text(some_text(60));
+  const std::string model = golden("tiny_qwen3.gguf");
+  auto compare = [&](std::vector<std::string> more) {
+    std::vector<std::string> words = {"eval",      model,     "--against", model,       "--text",
+                                      text.path(), "--n-ctx", "32",        "--windows", "3"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome table = run(words);
+    EXPECT_EQ(table.code, 0) << table.err;
+    words.push_back("--json");
+    return std::pair(table.out, json::parse(run(words).out));
+  };
+  const auto [table, same] = compare({"--path", "fast", "--against-path", "fast"});
+  EXPECT_EQ(same["kl"]["max"]["value"], 0.0) << "the same path, the same cache";
+  EXPECT_EQ(same["cache"], "F16");
+  EXPECT_EQ(same["against_cache"], "F16");
+  EXPECT_NE(table.find("fast path, base fast path"), std::string::npos) << table;
+  const auto [apart, distance] = compare({"--path", "fast", "--against-path", "exact"});
+  EXPECT_GT(distance["kl"]["mean"]["value"], 0.0);
+  EXPECT_EQ(distance["against_cache"], "F32");
+  EXPECT_NE(apart.find("fast path, base exact path"), std::string::npos) << apart;
+  // What a cache costs is measured against one in F32.
+  const auto [plain, cost] = compare({"--path", "fast"});
+  EXPECT_GT(cost["kl"]["mean"]["value"], 0.0);
+  EXPECT_EQ(cost["against_cache"], "F32");
+  EXPECT_EQ(plain.find("path, base"), std::string::npos) << plain;
+}
+
 TEST(Eval, WritesLogits) {
   TemporaryFile text(some_text(60)), out("", ".f32");
   std::vector<std::string> arguments = {"eval",      golden("tiny_llama.gguf"),

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <random>
@@ -14,13 +15,11 @@
 namespace mt {
 namespace {
 
-using Gemm = decltype(&amx_gemm_pairs);
-
 double half(uint32_t pair, bool second) {
   return std::bit_cast<float>(second ? pair & 0xffff0000u : pair << 16);
 }
 
-void check(Gemm gemm) {
+void check(GemmTiles gemm) {
   std::mt19937 random(31);
   std::normal_distribution<float> normal;
   auto words = [&](int64_t n) {
@@ -58,6 +57,30 @@ void check(Gemm gemm) {
 
 TEST(Amx, PlainTilesGiveTheProduct) {
   check(plain_tiles_gemm_pairs);
+}
+
+// The trial before the unit is used: what it must see is right where columns are few, or where sums
+// begin at zero.
+TEST(Amx, TheTrialSeesWhatIsWrong) {
+  EXPECT_TRUE(agrees_with_plain_tiles(plain_tiles_gemm_pairs));
+  const GemmTiles wrong[] = {
+      [](int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t lda, const uint32_t* b,
+         int64_t ldb, float* c, int64_t ldc,
+         bool) { plain_tiles_gemm_pairs(m, n, k, a, lda, b, ldb, c, ldc, false); },
+      [](int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t lda, const uint32_t* b,
+         int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+        plain_tiles_gemm_pairs(m, n, k, a, lda, b, ldb, c, ldc, accumulate && n < 32);
+      },
+      [](int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t lda, const uint32_t* b,
+         int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+        plain_tiles_gemm_pairs(m, std::min<int64_t>(n, 31), k, a, lda, b, ldb, c, ldc, accumulate);
+      },
+      [](int64_t m, int64_t n, int64_t k, const uint32_t* a, int64_t lda, const uint32_t* b,
+         int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+        plain_tiles_gemm_pairs(std::min<int64_t>(m, 32), n, k, a, lda, b, ldb, c, ldc, accumulate);
+      }};
+  for (const GemmTiles gemm : wrong)
+    EXPECT_FALSE(agrees_with_plain_tiles(gemm)) << &gemm - &wrong[0];
 }
 
 TEST(Amx, TheUnitGivesTheProduct) {
