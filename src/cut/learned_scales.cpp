@@ -76,11 +76,16 @@ void write_sub_scales(const Runtime& rt, const Weight& w, std::span<const float>
   const int64_t per_row = blocks_of_row(w);
   const size_t n = scales_of(w.dtype);
   const auto step = static_cast<size_t>(info(w.dtype).block_bytes);
+  const SubScales subs = sub_scales(w.dtype);
+  const auto low = static_cast<float>(subs.low), high = static_cast<float>(subs.high);
   for_rows(rt, w.rows, [&](int64_t r) {
     for (int64_t b = r * per_row; b < (r + 1) * per_row; ++b) {
       int numbers[kMostSubScales];
-      for (size_t i = 0; i < n; ++i)
-        numbers[i] = static_cast<int>(std::nearbyint(latent[static_cast<size_t>(b) * n + i]));
+      for (size_t i = 0; i < n; ++i) {
+        // Steps stay in this range; what a damaged checkpoint holds need not, nor be a number.
+        const float value = latent[static_cast<size_t>(b) * n + i];
+        numbers[i] = static_cast<int>(std::nearbyint(std::max(low, std::min(high, value))));
+      }
       write_sub_scales(w.dtype, numbers, bytes.data() + static_cast<size_t>(b) * step);
     }
   });

@@ -27,7 +27,10 @@ int64_t n_sub_scales(const Weight& w);
 void start_sub_scales(const Weight& w, const LatentScales& to);
 
 // One block's gradient; b1, b2: how the running means decay. Different blocks may come from
-// different threads.
+// different threads. What reaches a block in several parts in one step (windows taken together; of
+// a tied embedding the head's part and one for every token that was read) adds each part's square,
+// not the square of their sum: where parts agree, steps are longer than those of plain Adam, by up
+// to the root of their number.
 void add_sub_scale_gradient(const Weight& w, int64_t block, std::span<const float> gradient,
                             float b1, float b2, const LatentScales& to);
 
@@ -37,7 +40,7 @@ void add_sub_scale_gradient(const Weight& w, int64_t block, std::span<const floa
 void move_sub_scales(const Runtime& rt, const Weight& w, float step, float b1, float b2, float c1,
                      float c2, const LatentScales& state);
 
-// The latents' nearest numbers into the weight's bytes.
+// The latents' nearest numbers that the format holds into the weight's bytes.
 void write_sub_scales(const Runtime& rt, const Weight& w, std::span<const float> latent,
                       std::span<std::byte> bytes);
 

@@ -11,6 +11,7 @@
 #include "cut/encode.h"
 #include "cut/field_gradient.h"
 #include "cut/refine.h"
+#include "cut/whole_gradient.h"
 #include "dtype/scale_fields.h"
 #include "run/tiny.h"
 #include "support/folder.h"
@@ -110,25 +111,13 @@ class LearnedScalesTest : public testing::Test {
 
 // dW = dy^T x in f64; what a number adds to the weights by difference of two decodings.
 TEST_F(LearnedScalesTest, GradientsOfEveryFormatEqualTheWholeMatrix) {
-  std::mt19937 random(3);
-  std::normal_distribution<float> normal;
-  auto filled = [&](int64_t rows, int64_t cols) {
-    MatrixBuffer m(rows, cols);
-    for (int64_t i = 0; i < rows * cols; ++i) m.data()[i] = normal(random);
-    return m;
-  };
-  const int64_t n = 70, out = 53, in = 512;
-  const MatrixBuffer x = filled(n, in), dy = filled(n, out), values = filled(out, in);
-  std::vector<double> dw(static_cast<size_t>(out * in));
-  for (int64_t t = 0; t < n; ++t)
-    for (int64_t o = 0; o < out; ++o)
-      for (int64_t i = 0; i < in; ++i)
-        dw[static_cast<size_t>(o * in + i)] += double(dy.row(t)[o]) * double(x.row(t)[i]);
+  const test::WholeGradient product(70, 53, 512);
+  const int64_t out = product.out, in = product.in;
+  const MatrixBuffer &x = product.x, &dy = product.dy;
+  const std::vector<double>& dw = product.dw;
   for (Dtype dtype : kLearned) {
     Weight w{.rows = out, .cols = in, .dtype = dtype, .data = {}};
-    std::vector<std::byte> bytes(static_cast<size_t>(w.bytes()));
-    for (int64_t o = 0; o < out; ++o)
-      encode_row(dtype, values.row(o), nullptr, bytes.data() + o * row_bytes(dtype, in), in);
+    const std::vector<std::byte> bytes = product.encoded(dtype);
     w.data.bytes = bytes;
     std::vector<float> fields(static_cast<size_t>(n_fields(w)));
     const auto count = static_cast<size_t>(n_sub_scales(w) / n_blocks(w));
@@ -270,6 +259,27 @@ TEST_F(LearnedScalesTest, NumbersStayWithinTheirFormat) {
       write_sub_scales(rt_, w, state.latent, {block_of(w, 0), static_cast<size_t>(w.bytes())});
       for (int number : numbers_of(w)) ASSERT_EQ(number, sign > 0 ? subs.low : subs.high);
     }
+  }
+}
+
+// As a damaged checkpoint may bring them: no number spills into its neighbours' bits.
+TEST_F(LearnedScalesTest, LatentsBeyondTheFormatAreWrittenAsItsEnds) {
+  const Model model = made();
+  for (Dtype dtype : kLearned) {
+    const Weight w = copy_of(
+        encode_weight(rt_, model.embedding.weight, dtype, row_weights(nullptr, "w", Role::map)));
+    const SubScales subs = sub_scales(dtype);
+    State state(w);
+    start_sub_scales(w, state.view());
+    std::vector<int> expected = numbers_of(w);
+    const float far[] = {1e9f, -1e9f, float(subs.high) + 1, float(subs.low) - 1, NAN};
+    for (size_t i = 0; i < expected.size(); i += 3) {
+      const float value = far[i / 3 % 5];
+      state.latent[i] = value;
+      expected[i] = value < 0 ? subs.low : subs.high;
+    }
+    write_sub_scales(rt_, w, state.latent, {block_of(w, 0), static_cast<size_t>(w.bytes())});
+    EXPECT_EQ(numbers_of(w), expected) << name(dtype);
   }
 }
 

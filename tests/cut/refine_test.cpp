@@ -11,6 +11,7 @@
 #include "cut/cut.h"
 #include "cut/encode.h"
 #include "cut/field_gradient.h"
+#include "cut/whole_gradient.h"
 #include "dtype/scale_fields.h"
 #include "run/tiny.h"
 
@@ -81,28 +82,16 @@ class RefineTest : public testing::Test {
 
 // dW = dy^T x in f64, the basis of a field by difference of two decodings: no code shared.
 TEST_F(RefineTest, FieldGradientsOfEveryFormatEqualTheWholeMatrix) {
-  std::mt19937 random(3);
-  std::normal_distribution<float> normal;
-  auto filled = [&](int64_t rows, int64_t cols) {
-    MatrixBuffer m(rows, cols);
-    for (int64_t i = 0; i < rows * cols; ++i) m.data()[i] = normal(random);
-    return m;
-  };
-  const int64_t n = 300, out = 37, in = 512;  // odd panels, more tokens than one pass sums
-  const MatrixBuffer x = filled(n, in), dy = filled(n, out), values = filled(out, in);
-  std::vector<double> dw(static_cast<size_t>(out * in));
-  for (int64_t t = 0; t < n; ++t)
-    for (int64_t o = 0; o < out; ++o)
-      for (int64_t i = 0; i < in; ++i)
-        dw[static_cast<size_t>(o * in + i)] += double(dy.row(t)[o]) * double(x.row(t)[i]);
+  const test::WholeGradient product(300, 37, 512);  // odd panels, more tokens than one pass sums
+  const int64_t out = product.out, in = product.in;
+  const MatrixBuffer &x = product.x, &dy = product.dy;
+  const std::vector<double>& dw = product.dw;
   for (const DtypeInfo& f : all_dtypes()) {
     const auto offsets = scale_offsets(f.dtype);
     if (offsets.empty() || !f.encodes) continue;
     Weight w{.rows = out, .cols = in, .dtype = f.dtype, .data = {}};
-    std::vector<std::byte> bytes(static_cast<size_t>(w.bytes()));
+    std::vector<std::byte> bytes = product.encoded(f.dtype);
     const int64_t length = row_bytes(f.dtype, in);
-    for (int64_t o = 0; o < out; ++o)
-      encode_row(f.dtype, values.row(o), nullptr, bytes.data() + o * length, in);
     w.data.bytes = bytes;
     std::vector<float> gradient(static_cast<size_t>(n_fields(w)), 1.0f);
     add_field_gradient(rt_, Path::exact, w, x, dy, gradient);
