@@ -15,9 +15,12 @@
 #define MT_AVX512BF16 \
   __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
 
-// Loops over an array of registers have to be unrolled completely.
+// Loops over an array of registers have to be unrolled completely; those around them must not be
+// where the compiler would then mix their rounds and run out of registers.
 #if defined(__clang__)
 #define MT_UNROLL _Pragma("unroll")
+#define MT_KEEP_LOOP _Pragma("nounroll")
 #else
 #define MT_UNROLL _Pragma("GCC unroll 32")
+#define MT_KEEP_LOOP _Pragma("GCC unroll 1")
 #endif

@@ -233,6 +233,7 @@ MT_AVX512 void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows
                     Int8Panel& panel) {
   panel.by_16 = int8_by_16(t);
   panel.has_min = int8_has_min(t);
+  panel.largest = int8_largest(t);
   const int64_t words = panel.by_16 ? 4 : 8, groups = depth / 4 / words;
   Row unpacked[kInt8Outputs];
   for (int64_t r = 0; r < rows; ++r) unpack_row(t, w + r * row_bytes, depth, unpacked[r]);

@@ -29,6 +29,7 @@ struct alignas(64) Int8Panel {
   int32_t start[kInt8Depth / 16][kInt8Outputs];  // -128 * (sum of the group's codes)
   float min[kInt8Depth / 32][kInt8Outputs];      // by groups of 32; unset without has_min
   bool by_16, has_min;
+  int largest;  // magnitude that a code of the format may have
 };
 
 struct Int8Kernels {

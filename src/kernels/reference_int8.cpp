@@ -218,6 +218,7 @@ void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows, int64_t 
           Int8Panel& panel) {
   panel.by_16 = int8_by_16(t);
   panel.has_min = int8_has_min(t);
+  panel.largest = int8_largest(t);
   const int64_t group = panel.by_16 ? 16 : 32;
   Int8Row row;
   for (int64_t r = 0; r < rows; ++r) {
@@ -294,8 +295,8 @@ const Int8Kernels& reference_int8_kernels() {
 }
 
 const Int8Kernels* int8_kernels(const Kernels& table) {
-  return table.name.starts_with("avx512") && table.name != "avx512f" ? &avx512_int8_kernels()
-                                                                     : nullptr;
+  if (table.name == "avx2" || table.name == "avx512f") return &avx2_int8_kernels();
+  return table.name.starts_with("avx512") ? &avx512_int8_kernels() : nullptr;
 }
 
 }  // namespace mt

@@ -59,6 +59,7 @@ TEST(Int8, PanelsAreTheSameInEveryTable) {
           const size_t groups = size_t(depth / (expected->by_16 ? 16 : 32));
           ASSERT_EQ(got->by_16, expected->by_16);
           ASSERT_EQ(got->has_min, expected->has_min);
+          ASSERT_EQ(got->largest, expected->largest);
           EXPECT_EQ(std::memcmp(got->codes, expected->codes, size_t(depth) * 32), 0) << name(t);
           EXPECT_EQ(std::memcmp(got->scale, expected->scale, groups * 128), 0) << name(t);
           EXPECT_EQ(std::memcmp(got->start, expected->start, groups * 128), 0) << name(t);
@@ -90,6 +91,52 @@ TEST(Int8, PanelsHoldTheWeights) {
       }
     }
   }
+}
+
+// A product of a code and an activation may be as large as that: AVX2 adds some in 16 bits.
+TEST(Int8, CodesAreAtMostAsLargeAsSaid) {
+  std::mt19937 random(36);
+  auto panel = std::make_unique<Int8Panel>();
+  for (Dtype t : int8_formats()) {
+    int found = 0;
+    for (int round = 0; round < 20; ++round) {
+      const auto w = random_rows(random, t, 32 * 256 / info(t).block_length);
+      reference_int8_kernels().pack(t, w.data(), row_bytes(t, 256), 32, 256, *panel);
+      for (const auto& word : panel->codes)
+        for (const auto& row : word)
+          for (int code : row) found = std::max(found, std::abs(code));
+    }
+    EXPECT_LE(found, panel->largest) << name(t);
+    if (panel->largest < 100) {
+      EXPECT_EQ(found, panel->largest) << name(t);
+    }
+  }
+}
+
+// The activation and the code that are largest, all along: sums must not saturate.
+TEST(Int8, TheLargestProductsAreExact) {
+  for (Dtype t : {Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0})
+    for (int filling : {0x00, 0xff, 0x7f, 0x80}) {
+      std::vector<std::byte> w(static_cast<size_t>(info(t).block_bytes),
+                               static_cast<std::byte>(filling));
+      w[0] = std::byte{0x00}, w[1] = std::byte{0x3c};  // a scale of 1
+      if (t == Dtype::Q4_1 || t == Dtype::Q5_1) w[2] = w[3] = std::byte{0};
+      for (float sign : {1.0f, -1.0f}) {
+        std::vector<float> x(32, sign * 127), row(32);
+        decode_row(t, w.data(), row.data(), 32);
+        double expected = 0;
+        for (int i = 0; i < 32; ++i) expected += double(row[size_t(i)]) * double(x[size_t(i)]);
+        for (const Int8Kernels* table : int8_tables()) {
+          auto panel = std::make_unique<Int8Panel>();
+          AlignedBuffer<Int8Block> rounded(1);
+          table->pack(t, w.data(), info(t).block_bytes, 1, 32, *panel);
+          table->quantise(x.data(), 32, 1, 32, rounded.data());
+          float y = 0;
+          table->multiply(*panel, 32, rounded.data(), 1, &y, 1, 1, false);
+          EXPECT_EQ(double(y), expected) << name(t) << " " << filling;
+        }
+      }
+    }
 }
 
 TEST(Int8, ActivationsAreTheSameInEveryTable) {
