@@ -27,7 +27,7 @@ Windows kept_self_text(const Runtime& rt, const Model& model, const Tokenizer& t
                        int64_t n) {
   Windows sequences;
   // In groups: a killed run loses at most one.
-  constexpr int64_t kGroup = 24;
+  constexpr int64_t kGroup = 64;
   auto place = [](int64_t i) { return fmt::format("sequence {}", i); };
   for (const int64_t end = first + n; first < end; first += kGroup) {
     const int64_t count = std::min(kGroup, end - first);

@@ -34,13 +34,18 @@ class Search {
   // The smallest plan found whose measured KL is at most `bound`; where none is, the one of the
   // least KL.
   const Trial& smallest_within(double bound) {
+    int repeated = 0;  // attempts since the last that gave a new plan
     for (int i = 0; i < kTrials; ++i) {
       const Trial *fits = best(bound), *misses = nearest_miss(bound);
       if (fits && (fits->measured >= kNearKl * bound ||
                    (misses && double(fits->plan.predicted_bytes - misses->plan.predicted_bytes) <=
                                   kNearBytes * double(fits->plan.predicted_bytes))))
         break;
-      attempt(next_target(bound, fits, misses), bound);
+      double target = next_target(bound, fits, misses);
+      // Plans are few where the model is small: a longer step finds another.
+      if (!fits) target *= std::pow(0.96, repeated);
+      if (!misses) target *= std::pow(1.04, repeated);
+      repeated = attempt(target, bound) ? 0 : repeated + 1;
     }
     if (const Trial* fits = best(bound)) return *fits;
     return *std::min_element(trials_.begin(), trials_.end(), [](const Trial& a, const Trial& b) {
@@ -64,8 +69,9 @@ class Search {
     return std::exp(low + std::clamp(share, 0.1, 0.9) * (high - low));
   }
 
-  // Plans for a KL of `target`, cuts and measures; a plan that is known already is not made again.
-  void attempt(double target, double bound) {
+  // Plans for a KL of `target`, cuts and measures; a plan that is known already is not made again:
+  // false.
+  bool attempt(double target, double bound) {
     // What is known of predictions near by becomes a part of this one.
     double correction = 1, nearest = INFINITY;
     for (const Trial& t : trials_)
@@ -80,7 +86,7 @@ class Search {
                        return a.place == b.place && a.chosen.dtype == b.chosen.dtype;
                      })) {
         t.target = target;
-        return;
+        return false;
       }
     plan.aimed_on = session_.calibration().aim_name;
     plan.predicted_bytes = session_.exact_bytes(plan);
@@ -94,6 +100,7 @@ class Search {
         t.measured <= bound ? "within the bound" : "above the bound"));
     say_(notes_.back());
     trials_.push_back(std::move(t));
+    return true;
   }
 
   const Trial* best(double bound) const {

@@ -108,7 +108,7 @@ struct Sums {
 
 Profile measure_moments(const Runtime& rt, const Model& model,
                         const std::vector<std::vector<int32_t>>& windows, uint64_t seed,
-                        Measurements& db) {
+                        Measurements& db, Path path) {
   Sums sums;
   // As one transaction: another process may be storing its next window.
   db.begin();
@@ -131,13 +131,12 @@ Profile measure_moments(const Runtime& rt, const Model& model,
   Progress progress("profiling", windows.size());
   progress.advance(static_cast<uint64_t>(sums.n_windows));
   for (size_t w = static_cast<size_t>(sums.n_windows); w < windows.size(); ++w) {
-    backward(
-        rt, model, windows[w],
-        [&](int64_t first, ConstMatrix hidden, Matrix logits) {
-          add_squares(rt, hidden, head.in2);
-          sampled_label_loss(rt, seed, w, first, logits, head.out2);
-        },
-        taps);
+    backward(rt, model, windows[w],
+             [&](int64_t first, ConstMatrix hidden, Matrix logits) {
+               add_squares(rt, hidden, head.in2);
+               sampled_label_loss(rt, seed, w, first, logits, head.out2);
+             },
+             taps, {.path = path});
     sums.n_windows++;
     sums.n_tokens += std::ssize(windows[w]);
     sums.store(db);

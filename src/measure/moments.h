@@ -11,10 +11,11 @@ namespace mt {
 
 // Streams the windows through the model once, forward and backward, and returns the profile.
 // The running sums are kept in the selected run of `db` after every window, so that a killed pass
-// goes on with the next one and ends with the same values. Labels are drawn from the model with
-// `seed`. Peak memory: one window's streams and one layer's activations. Throws Error.
+// goes on with the next one and ends with the same values. path: bf16 or exact. Labels are drawn
+// from the model with `seed`. Peak memory: one window's streams and one layer's activations. Throws
+// Error.
 Profile measure_moments(const Runtime& rt, const Model& model,
                         const std::vector<std::vector<int32_t>>& windows, uint64_t seed,
-                        Measurements& db);
+                        Measurements& db, Path path = Path::bf16);
 
 }  // namespace mt

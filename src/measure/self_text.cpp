@@ -58,13 +58,13 @@ std::vector<std::vector<int32_t>> sample_self_text(const Runtime& rt, const Mode
       std::span<const int32_t> all(text[static_cast<size_t>(s)]);
       chunks[static_cast<size_t>(s)] = {s, all.subspan(static_cast<size_t>(cache.length(s)))};
     }
-    MatrixBuffer hidden = forward(rt, model, cache, chunks);
+    MatrixBuffer hidden = forward(rt, model, cache, chunks, {.path = Path::bf16, .tap = {}});
     int64_t row = -1;  // of the last token of each chunk
     for (int64_t s = 0; s < n; ++s) {
       row += std::ssize(chunks[static_cast<size_t>(s)].tokens);
       std::copy_n(hidden.row(row), model.d_model, last.row(s));
     }
-    logits(rt, model, Path::exact, last, logit_rows);
+    logits(rt, model, Path::bf16, last, logit_rows);
     for_rows(rt, n, [&](int64_t s) {
       const auto sequence = static_cast<uint64_t>(first + s);
       double total;

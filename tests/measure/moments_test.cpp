@@ -66,7 +66,7 @@ TEST_F(Moments, InputsAreWhatTheForwardPassFeedsEachMap) {
     const Model model = open_tiny(name);
     const auto windows = some_windows(model.n_vocab, 2, 24);
     auto db = new_db();
-    const Profile profile = measure_moments(rt, model, windows, kSeed, *db);
+    const Profile profile = measure_moments(rt, model, windows, kSeed, *db, Path::exact);
     EXPECT_EQ(profile.n_tokens, 48);
 
     std::map<std::pair<Point, int64_t>, Squares> seen;
@@ -115,13 +115,33 @@ TEST_F(Moments, InputsAreWhatTheForwardPassFeedsEachMap) {
   }
 }
 
+TEST_F(Moments, ProductsInBf16GiveNearlyTheSame) {
+  for (const auto& name : kTinyModels) {
+    SCOPED_TRACE(name);
+    const Model model = open_tiny(name);
+    const auto windows = some_windows(model.n_vocab, 2, 24);
+    auto exact_db = new_db(), db = new_db();
+    const Profile exact = measure_moments(rt, model, windows, kSeed, *exact_db, Path::exact);
+    const Profile rounded = measure_moments(rt, model, windows, kSeed, *db);
+    bool differ = false;
+    for (const auto& [map, moments] : exact.maps) {
+      const auto& in2 = rounded.maps.at(map).in2;
+      differ |= in2 != moments.in2;
+      const float largest = *std::max_element(moments.in2.begin(), moments.in2.end());
+      for (size_t i = 0; i < in2.size(); ++i)
+        ASSERT_NEAR(in2[i], moments.in2[i], 0.05f * largest) << map << " " << i;
+    }
+    EXPECT_TRUE(differ);
+  }
+}
+
 TEST_F(Moments, OutputsAreTheGradientsAtLabelsTheModelDraws) {
   for (const auto& name : kTinyModels) {
     SCOPED_TRACE(name);
     const Model model = open_tiny(name);
     const auto windows = some_windows(model.n_vocab, 2, 24);
     auto db = new_db();
-    const Profile profile = measure_moments(rt, model, windows, kSeed, *db);
+    const Profile profile = measure_moments(rt, model, windows, kSeed, *db, Path::exact);
 
     std::map<std::string, Squares> seen;
     Squares embedding;
