@@ -30,7 +30,7 @@ TokenCost token_cost(const Model& model, const KvTypes& types) {
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what)) {
-        cost.kv_bytes_a_position += kv_bytes_a_position(*a, types);
+        cost.kv_bytes_a_position += kv_bytes_a_position(*a, step.layer, types);
         cost.attention_products += 2 * a->n_heads * a->d_head;
       }
   return cost;

@@ -131,7 +131,7 @@ MemoryNeed memory_need(const Model& model, int64_t tensor_bytes, int64_t n_ctx,
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what)) {
-        const int64_t per_token = kv_bytes_a_position(*a, types);
+        const int64_t per_token = kv_bytes_a_position(*a, step.layer, types);
         need.kv_cache += per_token * n_ctx;
         windowed |= a->window > 0 && a->window < n_ctx;
         need.kv_cache_windowed += per_token * (a->window > 0 ? std::min(a->window, n_ctx) : n_ctx);

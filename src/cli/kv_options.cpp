@@ -1,24 +1,85 @@
 #include "cli/kv_options.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <charconv>
 
 #include "base/error.h"
+#include "kernels/kv_strips.h"
 
 namespace mt::cli {
+namespace {
+
+struct Spelled {
+  Dtype dtype = Dtype::F16;
+  std::vector<LayerType> of;
+};
+
+Dtype cache_type(const std::string& text) {
+  const auto dtype = dtype_from_name(text);
+  if (!dtype || !is_kv_type(*dtype))
+    throw_error("'{}' is no format of a cache: expected f32, f16, bf16, q8_0 or q4_0", text);
+  return *dtype;
+}
+
+int64_t layer_number(std::string_view text) {
+  int64_t n = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), n);
+  if (error != std::errc() || end != text.data() + text.size() || n < 0 || n > 1'000'000)
+    throw_error("'{}' is no layer: expected layers as in q8_0:0-1=f16", text);
+  return n;
+}
+
+// "q8_0", "q8_0:0-1=f16:29=f16".
+Spelled spelled(const std::string& text) {
+  Spelled result;
+  size_t begin = 0;
+  for (bool first = true; begin <= text.size(); first = false) {
+    const size_t end = std::min(text.find(':', begin), text.size());
+    const std::string part = text.substr(begin, end - begin);
+    const size_t equal = part.find('=');
+    if (first) {
+      result.dtype = cache_type(part);
+    } else {
+      if (equal == part.npos)
+        throw_error("'{}': expected layers and a format, as in 0-1=f16", part);
+      const std::string layers = part.substr(0, equal);
+      const size_t dash = std::min(layers.find('-'), layers.size());
+      const int64_t from = layer_number(std::string_view(layers).substr(0, dash));
+      const int64_t to =
+          dash < layers.size() ? layer_number(std::string_view(layers).substr(dash + 1)) : from;
+      result.of.push_back({.first = from, .last = to, .dtype = cache_type(part.substr(equal + 1))});
+    }
+    begin = end + 1;
+  }
+  return result;
+}
+
+std::string why_not(const std::string& text) {
+  try {
+    spelled(text);
+    return "";
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+}  // namespace
 
 void declare_kv_types(CLI::App& app, KvOptions& options, bool list) {
   const std::string each = list ? "; a list, a row for each" : "";
   auto declare = [&](const char* name, std::vector<std::string>& types, const std::string& help) {
-    auto* option =
-        app.add_option(name, types, help + each + " (default: f16; exact path: f32)")
-            ->check(CLI::IsMember({"f32", "f16", "bf16", "q8_0", "q4_0"}, CLI::ignore_case))
-            ->type_name(list ? "TYPE,..." : "TYPE");
+    auto* option = app.add_option(name, types, help + each + " (default: f16; exact path: f32)")
+                       ->check(CLI::Validator([](std::string& text) { return why_not(text); }, ""))
+                       ->type_name(list ? "TYPE,..." : "TYPE");
     if (list)
       option->delimiter(',');
     else
       option->expected(1);
   };
-  declare("--cache-type-k", options.keys, "Format of cached keys: f32 f16 bf16 q8_0 q4_0");
+  declare("--cache-type-k", options.keys,
+          "Format of cached keys: f32 f16 bf16 q8_0 q4_0; layers apart: q8_0:0-1=f16");
   declare("--cache-type-v", options.values, "Format of cached values, as --cache-type-k");
 }
 
@@ -30,13 +91,15 @@ std::vector<KvTypes> kv_type_list(const KvOptions& options, Path path) {
         "{} and {}",
         k.size(), v.size());
   auto type = [&](const std::vector<std::string>& names, size_t i, Dtype otherwise) {
-    if (names.empty()) return otherwise;
-    return dtype_from_name(names[names.size() == 1 ? 0 : i]).value();
+    if (names.empty()) return Spelled{otherwise, {}};
+    return spelled(names[names.size() == 1 ? 0 : i]);
   };
   const KvTypes standard = default_kv_types(path);
   std::vector<KvTypes> list;
   for (size_t i = 0; i < std::max({k.size(), v.size(), size_t{1}}); ++i) {
-    list.push_back({.keys = type(k, i, standard.keys), .values = type(v, i, standard.values)});
+    const Spelled keys = type(k, i, standard.keys), values = type(v, i, standard.values);
+    list.push_back(
+        {.keys = keys.dtype, .values = values.dtype, .keys_of = keys.of, .values_of = values.of});
     if (path != Path::fast && list.back() != KvTypes{})
       throw_error("a cache in {} is of the fast path; the exact path's is F32",
                   kv_name(list.back()));
@@ -48,10 +111,18 @@ KvTypes kv_types(const KvOptions& options, Path path) {
   return kv_type_list(options, path).front();
 }
 
-std::string kv_name(const KvTypes& types) {
-  std::string out(name(types.keys));
-  if (types.values != types.keys) out += "/" + std::string(name(types.values));
+std::string kv_name(Dtype dtype, const std::vector<LayerType>& of) {
+  std::string out(name(dtype));
+  for (const LayerType& t : of)
+    out += t.first == t.last ? fmt::format(":{}={}", t.first, name(t.dtype))
+                             : fmt::format(":{}-{}={}", t.first, t.last, name(t.dtype));
   return out;
+}
+
+std::string kv_name(const KvTypes& types) {
+  const std::string keys = kv_name(types.keys, types.keys_of);
+  const std::string values = kv_name(types.values, types.values_of);
+  return keys == values ? keys : keys + "/" + values;
 }
 
 }  // namespace mt::cli

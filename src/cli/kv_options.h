@@ -7,7 +7,8 @@
 
 namespace mt::cli {
 
-// Formats of the cache as they were asked for, llama.cpp's names; empty: the path's default.
+// Formats of the cache as they were asked for, llama.cpp's names, and perhaps layers that have
+// another: "q8_0:0-1=f16:29=f16"; empty: the path's default.
 struct KvOptions {
   std::vector<std::string> keys, values;
 };
@@ -21,7 +22,8 @@ void declare_kv_types(CLI::App& app, KvOptions& options, bool list = false);
 std::vector<KvTypes> kv_type_list(const KvOptions& options, Path path);
 KvTypes kv_types(const KvOptions& options, Path path);
 
-// "F16", or keys and values where they differ: "Q8_0/F16".
+// "F16", "Q8_0:0-1=F16"; or keys and values where they differ: "Q8_0/F16".
+std::string kv_name(Dtype dtype, const std::vector<LayerType>& of);
 std::string kv_name(const KvTypes& types);
 
 }  // namespace mt::cli

@@ -43,10 +43,10 @@ KvCache::KvCache(const Model& model, int64_t n_sequences, int64_t capacity, cons
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what)) {
         const auto layer = static_cast<size_t>(step.layer);
-        impl_->keys[layer] =
-            KvStore(KvPart::keys, types.keys, n_sequences, a->n_kv_heads, a->d_head, capacity);
-        impl_->values[layer] =
-            KvStore(KvPart::values, types.values, n_sequences, a->n_kv_heads, a->d_head, capacity);
+        impl_->keys[layer] = KvStore(KvPart::keys, types.keys_in(step.layer), n_sequences,
+                                     a->n_kv_heads, a->d_head, capacity);
+        impl_->values[layer] = KvStore(KvPart::values, types.values_in(step.layer), n_sequences,
+                                       a->n_kv_heads, a->d_head, capacity);
       }
   impl_->lengths.assign(static_cast<size_t>(n_sequences), 0);
 }

@@ -25,31 +25,52 @@ template <class F>
 void for_attention(const Model& model, F&& fn) {
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)
-      if (const auto* a = std::get_if<Attention>(&site.what)) fn(*a);
+      if (const auto* a = std::get_if<Attention>(&site.what)) fn(*a, step.layer);
+}
+
+Dtype type_in(Dtype otherwise, const std::vector<LayerType>& of, int64_t layer) {
+  for (const LayerType& t : of)
+    if (t.first <= layer && layer <= t.last) otherwise = t.dtype;
+  return otherwise;
 }
 
 }  // namespace
 
+Dtype KvTypes::keys_in(int64_t layer) const {
+  return type_in(keys, keys_of, layer);
+}
+Dtype KvTypes::values_in(int64_t layer) const {
+  return type_in(values, values_of, layer);
+}
+
 void check_kv_types(const Model& model, const KvTypes& types) {
-  for (const Dtype type : {types.keys, types.values}) {
-    if (!is_kv_type(type))
-      throw_error("{}: no format of a cache; expected F32, F16, BF16, Q8_0 or Q4_0", name(type));
-    for_attention(model, [&](const Attention& a) {
+  for (const auto* of : {&types.keys_of, &types.values_of})
+    for (const LayerType& t : *of)
+      if (t.first < 0 || t.last < t.first || t.last >= model.n_layers)
+        throw_error("a cache of layers {}-{}: expected layers in 0-{} of {}", t.first, t.last,
+                    model.n_layers - 1, model.file->path);
+  for_attention(model, [&](const Attention& a, int64_t layer) {
+    for (const Dtype type : {types.keys_in(layer), types.values_in(layer)}) {
+      if (!is_kv_type(type))
+        throw_error("{}: no format of a cache; expected F32, F16, BF16, Q8_0 or Q4_0", name(type));
       if (!kv_type_fits(type, a.d_head))
         throw_error(
             "{}: a cache in {} needs heads of a multiple of {} channels, found {}; F16 takes any",
             model.file->path, name(type), kKvBlock, a.d_head);
-    });
-  }
+    }
+  });
 }
 
-int64_t kv_bytes_a_position(const Attention& a, const KvTypes& types) {
-  return a.n_kv_heads * (row_bytes(types.keys, a.d_head) + row_bytes(types.values, a.d_head));
+int64_t kv_bytes_a_position(const Attention& a, int64_t layer, const KvTypes& types) {
+  return a.n_kv_heads *
+         (row_bytes(types.keys_in(layer), a.d_head) + row_bytes(types.values_in(layer), a.d_head));
 }
 
 int64_t kv_bytes_a_position(const Model& model, const KvTypes& types) {
   int64_t bytes = 0;
-  for_attention(model, [&](const Attention& a) { bytes += kv_bytes_a_position(a, types); });
+  for_attention(model, [&](const Attention& a, int64_t layer) {
+    bytes += kv_bytes_a_position(a, layer, types);
+  });
   return bytes;
 }
 

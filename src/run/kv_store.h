@@ -2,6 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "base/matrix.h"
 #include "flow/model.h"
@@ -9,18 +10,29 @@
 
 namespace mt {
 
+// Layers first .. last, which have another format than the others.
+struct LayerType {
+  int64_t first = 0, last = 0;
+  Dtype dtype = Dtype::F32;
+  bool operator==(const LayerType&) const = default;
+};
+
 // Formats of cached keys and values: F32, F16, BF16, Q8_0 or Q4_0.
 struct KvTypes {
   Dtype keys = Dtype::F32;
   Dtype values = Dtype::F32;
+  std::vector<LayerType> keys_of = {}, values_of = {};  // the last that names a layer counts
+  Dtype keys_in(int64_t layer) const;
+  Dtype values_in(int64_t layer) const;
   bool operator==(const KvTypes&) const = default;
 };
 
-// Throws Error where a format is none of the five, or has blocks that do not fit the model's heads.
+// Throws Error where a format is none of the five, or has blocks that do not fit the model's heads,
+// or where a layer is named that the model does not have.
 void check_kv_types(const Model& model, const KvTypes& types);
 
 // Bytes of keys and values of one position (behind the first sixteen) in one layer, and in all.
-int64_t kv_bytes_a_position(const Attention& a, const KvTypes& types);
+int64_t kv_bytes_a_position(const Attention& a, int64_t layer, const KvTypes& types);
 int64_t kv_bytes_a_position(const Model& model, const KvTypes& types);
 
 enum class KvPart { keys, values };

@@ -247,6 +247,36 @@ TEST(Bench, SaysWhatWasReached) {
   EXPECT_EQ(table.out.find("prompt "), std::string::npos) << table.out;
 }
 
+TEST(Cache, LayersMayHaveFormatsOfTheirOwn) {
+  const std::string model = golden("tiny_qwen3.gguf");  // two layers
+  auto memory = [&](const std::string& keys, const std::string& values) {
+    Outcome r = run({"inspect", model, "--ctx", "100", "--json", "-ctk", keys, "-ctv", values});
+    EXPECT_EQ(r.code, 0) << r.err;
+    return json::parse(r.out)["memory"];
+  };
+  const int64_t layer = memory("f16", "f16")["kv_cache"].get<int64_t>() / 128 * 16;  // of 32 values
+  EXPECT_EQ(memory("q8_0:1=f16", "q4_0")["kv_cache"], layer / 16 * (34 + 64 + 18 + 18));
+  EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["kv_cache"], layer / 16 * (128 + 18 + 64 + 64));
+  EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["cache_type_k"], "Q8_0:0-1=F32:1=Q4_0");
+  auto ids = [&](const std::string& keys) {
+    Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "40", "-ctk", keys, "--temp",
+                     "0", "--json"});
+    EXPECT_EQ(r.code, 0) << r.err;
+    return json::parse(r.out)["text"];
+  };
+  EXPECT_EQ(ids("q4_0:0-1=f32"), ids("f32"));
+  for (const auto& [types, said] : {std::pair{"q8_0:2=f16", "expected layers in 0-1"},
+                                    {"q8_0:1-0=f16", "layers 1-0"},
+                                    {"q8_0:x=f16", "'x' is no layer"},
+                                    {"q8_0:1", "expected layers and a format"},
+                                    {"q8_0:", "expected layers and a format"},
+                                    {"q8_0:0=q5_0", "'q5_0' is no format"}}) {
+    Outcome r = run({"inspect", model, "-ctk", types});
+    EXPECT_EQ(r.code, 2) << types;
+    EXPECT_NE(r.err.find(said), std::string::npos) << types << ": " << r.err;
+  }
+}
+
 TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
   const std::string model = golden("tiny_qwen3.gguf");
   auto bytes = [&](std::vector<std::string> options) {
@@ -265,7 +295,8 @@ TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
   }
   Outcome r = run({"generate", model, "--raw", "-p", "abc", "-ctk", "q5_0"});
   EXPECT_EQ(r.code, 2);
-  EXPECT_NE(r.err.find("--cache-type-k: q5_0 not in"), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("--cache-type-k: 'q5_0' is no format of a cache"), std::string::npos)
+      << r.err;
   r = run({"generate", model, "--raw", "-p", "abc", "-ctk", "q8_0", "--path", "exact"});
   EXPECT_EQ(r.code, 2);
   EXPECT_NE(r.err.find("the exact path's is F32"), std::string::npos) << r.err;
