@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 
@@ -88,7 +89,8 @@ void remove_left_over(const std::filesystem::path& path) {
 
 }  // namespace
 
-AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
+AtomicFile::AtomicFile(std::filesystem::path path, bool replace)
+    : path_(std::move(path)), replace_(replace) {
   remove_left_over(path_);
   std::string name = folder_of(path_) / fmt::format("{}{}-XXXXXX{}", temporary_start(path_),
                                                     ::getpid(), kTemporaryEnd);
@@ -123,7 +125,14 @@ void AtomicFile::write(const std::string& text) {
 void AtomicFile::commit() {
   if (::fsync(fd_) != 0) throw_error("{}: sync failed: {}", path_.string(), std::strerror(errno));
   ::close(std::exchange(fd_, -1));
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0)
+  int failed = -1;
+  if (!replace_) {
+    failed = ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
+    if (failed != 0 && errno == EEXIST)
+      throw_error("{}: exists; it was not there when this began", path_.string());
+  }
+  // Not every file system can refuse.
+  if (failed != 0 && ::rename(temporary_.c_str(), path_.c_str()) != 0)
     throw_error("{}: rename failed: {}", path_.string(), std::strerror(errno));
   temporary_.clear();
   int fd = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -31,7 +31,9 @@ class MappedFile {
 // `path`.
 class AtomicFile {
  public:
-  explicit AtomicFile(std::filesystem::path path);
+  // replace: over what stands there at the end; without it commit() throws Error where something
+  // does.
+  explicit AtomicFile(std::filesystem::path path, bool replace = true);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
@@ -44,6 +46,7 @@ class AtomicFile {
  private:
   std::filesystem::path path_;
   std::filesystem::path temporary_;
+  bool replace_;
   int fd_ = -1;
   uint64_t offset_ = 0;
 };

@@ -57,7 +57,7 @@ int run(Context& context, const Options& options) {
   const auto [plan, cut, refined, proof, notes] =
       carry_out(session, goal, [&](const std::string& note) { context.note(note); });
   check_output(options.output, settings.model, options.force);  // hours may have passed
-  session.write(options.output, refined, plan, proof);
+  session.write(options.output, refined, plan, proof, options.force);
   if (!options.plan.empty()) write_text(options.plan, to_json(plan));
 
   Report report = session.report(plan, refined, proof);
@@ -82,11 +82,6 @@ int run(Context& context, const Options& options) {
         "keep more with them; measuring them takes longer");
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.peak_memory_bytes = memory.peak_bytes();
-  if (!options.no_page) {
-    check_output(page, settings.model, options.force);
-    write_text(page, html_page(report));
-  }
-
   if (context.json)
     context.print(to_json(report) + "\n");
   else
@@ -94,7 +89,13 @@ int run(Context& context, const Options& options) {
         terminal_report(report, {.width = context.out.is_terminal ? context.out.width() : 100,
                                  .colour = context.out.colour,
                                  .max_places = 12}));
-  if (!context.json && !options.no_page) context.print("page: " + printable(page.string()) + "\n");
+  // After the report: what was measured is to be seen even where the page finds no room.
+  if (!options.no_page) {
+    context.flush();
+    check_output(page, settings.model, options.force);
+    write_text(page, html_page(report), options.force);
+    if (!context.json) context.print("page: " + printable(page.string()) + "\n");
+  }
   if (goal.max_kl && proof.kl_mean.value > *goal.max_kl) {
     context.note(fmt::format("the bound does not hold: measured {:.4f}, asked {:.4f}",
                              proof.kl_mean.value, *goal.max_kl));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <optional>
@@ -41,23 +42,41 @@ void without_final_newlines(std::string& text) {
   while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
 }
 
-std::string read_standard_input() {
+std::string read_all(std::istream& stream, const std::string& what) {
   constexpr size_t kMost = size_t{16} << 20;  // more than any context holds
   std::string text;
-  for (char part[1 << 16]; std::cin.read(part, sizeof part) || std::cin.gcount() > 0;) {
-    text.append(part, static_cast<size_t>(std::cin.gcount()));
+  for (char part[1 << 16]; stream.read(part, sizeof part) || stream.gcount() > 0;) {
+    text.append(part, static_cast<size_t>(stream.gcount()));
     if (text.size() > kMost)
-      throw_error("standard input: expected a prompt of at most {} MiB, found more", kMost >> 20);
+      throw_error("{}: expected prompts of at most {} MiB, found more", what, kMost >> 20);
   }
+  return text;
+}
+
+// A file, a pipe, or "-" for standard input; without the byte order mark that editors put first.
+std::string read_prompt_file(const std::filesystem::path& path) {
+  std::string text;
+  std::error_code none;
+  if (path == "-") {
+    text = read_all(std::cin, "standard input");
+  } else if (std::filesystem::is_fifo(path, none) ||
+             std::filesystem::is_character_file(path, none)) {
+    std::ifstream pipe(path, std::ios::binary);
+    if (!pipe) throw_error("{}: cannot be opened", path.string());
+    text = read_all(pipe, path.string());
+  } else {
+    text = read_text_file(path);
+  }
+  if (text.starts_with("\xEF\xBB\xBF")) text.erase(0, 3);
   return text;
 }
 
 std::string read_prompt(const Options& options) {
   std::string text = options.prompt;
   if (!options.file.empty())
-    text = read_text_file(options.file);
+    text = read_prompt_file(options.file);
   else if (!options.has_prompt)
-    text = read_standard_input();
+    text = read_prompt_file("-");
   else
     return text;
   // A text file ends with a newline that is not part of the question.
@@ -188,15 +207,15 @@ struct Given {
   int64_t line = 0;
 };
 
-// One a line; lines without anything do not count.
+// One a line; blank lines do not count.
 std::vector<Given> read_prompts(const std::filesystem::path& file) {
   std::vector<Given> list;
-  std::istringstream lines(read_text_file(file));
+  std::istringstream lines(read_prompt_file(file));
   int64_t number = 0;
   for (std::string line; std::getline(lines, line);) {
     ++number;
     without_final_newlines(line);
-    if (!line.empty()) list.push_back({line, number});
+    if (line.find_first_not_of(" \t") != line.npos) list.push_back({line, number});
   }
   if (list.empty()) throw_error("{}: expected a prompt a line, found none", file.string());
   return list;
@@ -238,7 +257,10 @@ int write_all(Context& context, Generator& generator, const std::vector<Prompt>&
                     "together, {:.1f} tokens/s{}\n",
                     n_texts, total.n_prompt, n_tokens, took.count(), rate(n_tokens, took.count()),
                     drafts_kept(total)));
-  return interrupted() ? exit_interrupted : exit_done;
+  if (!interrupted()) return exit_done;
+  context.note(fmt::format("interrupted: {} of {} texts were begun, the last may be cut short",
+                           n_texts, prompts.size()));
+  return exit_interrupted;
 }
 
 // Positions that a text can use. Without an end the context is one that a machine holds: a model's

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <map>
 #include <optional>
 
 #include "base/error.h"
@@ -73,14 +72,35 @@ void declare_feedback(CLI::App& app, Feedback& feedback) {
       ->type_name("HOW");
 }
 
+double parse_duration(const std::string& text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const std::string unit(end, text.data() + text.size());
+  const double seconds = unit.empty() || unit == "s"    ? 1
+                         : unit == "m" || unit == "min" ? 60
+                         : unit == "h"                  ? 3600
+                                                        : -1;
+  if (error != std::errc() || seconds < 0 || !(value >= 0) || !(value * seconds <= 1e7))
+    throw_error(
+        "'{}' is no time: expected seconds, minutes or hours as in 90, 90s, 10m or 1.5h, at most "
+        "2777h",
+        text);
+  return value * seconds;
+}
+
 void declare_search(CLI::App& app, double& seconds) {
-  app.add_option("--search-time", seconds,
-                 "Go on from the plan for so long, exchanging formats and keeping what lowers the "
-                 "KL measured on calibration text: \"90s\", \"10m\" (default: 0)")
-      ->transform(CLI::AsNumberWithUnit(
-          std::map<std::string, double>{{"s", 1.0}, {"m", 60.0}, {"min", 60.0}, {"h", 3600.0}},
-          CLI::AsNumberWithUnit::CASE_INSENSITIVE))
-      ->check(within(0.0, 1e7))
+  app.add_option_function<std::string>(
+         "--search-time",
+         [&seconds](const std::string& text) {
+           try {
+             seconds = parse_duration(text);
+           } catch (const Error& e) {
+             throw CLI::ValidationError("--search-time", e.what());
+           }
+         },
+         "Go on from the plan for at most so long, exchanging formats and keeping what lowers the "
+         "KL measured on calibration text: 90s, 10m, 1h (default: 0); how far that comes depends "
+         "on the machine")
       ->type_name("TIME");
 }
 
@@ -253,8 +273,8 @@ std::filesystem::path db_name(const SessionSettings& settings) {
                              : settings.db;
 }
 
-void write_text(const std::filesystem::path& path, const std::string& text) {
-  AtomicFile file(path);
+void write_text(const std::filesystem::path& path, const std::string& text, bool replace) {
+  AtomicFile file(path, replace);
   file.write(text);
   file.commit();
 }

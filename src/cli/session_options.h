@@ -17,6 +17,8 @@ struct SessionOptions {
 
 // Of the commands that round weights.
 void declare_feedback(CLI::App& app, Feedback& feedback);
+// "90", "90s", "10m", "1.5h": seconds. Throws Error that says what is accepted.
+double parse_duration(const std::string& text);
 void declare_search(CLI::App& app, double& seconds);
 void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise);
 
@@ -62,6 +64,6 @@ void check_texts(const SessionSettings& settings,
 std::filesystem::path db_name(const SessionSettings& settings);
 
 // A text file, whole or not at all.
-void write_text(const std::filesystem::path& path, const std::string& text);
+void write_text(const std::filesystem::path& path, const std::string& text, bool replace = true);
 
 }  // namespace mt::cli

@@ -164,9 +164,10 @@ Plan planned(Session& session, const Goal& goal, std::vector<std::string>& notes
   if (!budget || seconds <= 0) return plan;
   Searched s = search_plan(session, plan, *budget, seconds);
   notes.push_back(fmt::format(
-      "search: {} plans near the first measured on calibration text, {} better: KL {:.4g} before "
-      "and {:.4g} after",
-      s.n_measured, s.n_better, s.kl_before, s.kl_after));
+      "search: plans near the first measured on calibration text: {}, {} of them in an earlier "
+      "search; better: {}; KL {:.4g} before and {:.4g} after; {}",
+      s.n_measured, s.n_kept, s.n_better, s.kl_before, s.kl_after,
+      s.ended ? "nothing more promised a gain" : "the time is up"));
   return std::move(s.plan);
 }
 

@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kTokens = 2048;
 constexpr int64_t kLogitBytes = int64_t{1} << 30;  // of the original's, which are kept
 constexpr double kDoubt = 0.25;  // of the losses exchanged: what a prediction may err by
+constexpr double kMostKl = 1e3;  // a kept figure above it is damaged
 constexpr double kFall = 1e-3;   // of the KL: less than this is no gain
 
 // A place in use, and the option it has.
@@ -79,7 +80,10 @@ class Search {
     result.kl_before = now;
     while (seconds_ > spent_) {
       const auto move = most_promising();
-      if (!move) break;
+      if (!move) {
+        result.ended = true;
+        break;
+      }
       std::vector<Held> other = held_;
       double predicted = 0;
       for (const Change& c : move->changes) {
@@ -91,6 +95,7 @@ class Search {
       const double before = spent_;
       const double kl = measured(other);
       ++result.n_measured;
+      result.n_kept += spent_ == before;
       for (const Change& c : move->changes) {
         const size_t place = held_[c.held].place;
         loss_[place][c.option] += (kl - now - predicted) / double(move->changes.size());
@@ -160,7 +165,7 @@ class Search {
   double measured(const std::vector<Held>& held) {
     const std::string key = name_of(held);
     if (const auto kept = session_.db().value("search", "search_kl", key);
-        kept && std::isfinite(*kept) && *kept >= 0)
+        kept && *kept >= 0 && *kept <= kMostKl)
       return *kept;
     const auto start = std::chrono::steady_clock::now();
     if (!loss_of_) {

@@ -246,10 +246,10 @@ int64_t Session::exact_bytes(const Plan& plan) {
 }
 
 void Session::write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
-                    const std::optional<Comparison>& proof) {
+                    const std::optional<Comparison>& proof, bool replace) {
   check_unchanged();
   Output output = output_of(*model_, cut, receipt(plan, proof ? &*proof : nullptr));
-  write_gguf(path, output.metadata, output.tensors);
+  write_gguf(path, output.metadata, output.tensors, replace);
   std::error_code none;
   for (const auto& state : refine_states_) std::filesystem::remove(state, none);
 }

@@ -93,8 +93,9 @@ class Session {
   Comparison aim(const Model& cut);
   // Bytes of the file that write() makes of this plan and a proof; without one it is smaller.
   int64_t exact_bytes(const Plan& plan);
+  // replace: over a file that is there; without it Error is thrown where one is.
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
-             const std::optional<Comparison>& proof);
+             const std::optional<Comparison>& proof, bool replace = true);
   Report report(const Plan& plan, const Model& cut, const Comparison& proof);
   // Fills measured_kl of the n places with the largest predicted losses, each cut alone.
   void measure_largest(Report& report, const Model& cut, int64_t n);

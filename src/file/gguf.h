@@ -23,10 +23,10 @@ struct TensorSource {
   std::function<void(const std::function<void(std::span<const std::byte>)>& write)> produce;
 };
 // GGUF v3, alignment 32, through AtomicFile. Throws Error; asserts that produce wrote exactly the
-// tensor's bytes.
+// tensor's bytes. replace: as AtomicFile's.
 void write_gguf(const std::filesystem::path& path,
                 const std::vector<std::pair<std::string, MetaValue>>& metadata,
-                const std::vector<TensorSource>& tensors);
+                const std::vector<TensorSource>& tensors, bool replace = true);
 // Bytes of the file that write_gguf would write.
 int64_t gguf_file_bytes(const std::vector<std::pair<std::string, MetaValue>>& metadata,
                         const std::vector<TensorSource>& tensors);

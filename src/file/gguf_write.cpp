@@ -153,9 +153,9 @@ Layout lay_out(const std::string& file, const Metadata& metadata,
 }  // namespace
 
 void write_gguf(const std::filesystem::path& path, const Metadata& metadata,
-                const std::vector<TensorSource>& tensors) {
+                const std::vector<TensorSource>& tensors, bool replace) {
   Layout layout = lay_out(path.string(), metadata, tensors);
-  AtomicFile file(path);
+  AtomicFile file(path, replace);
   TensorWriter writer(file);
   writer.write(std::as_bytes(std::span(layout.head)));
   for (size_t i = 0; i < tensors.size(); ++i) {

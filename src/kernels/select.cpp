@@ -1,5 +1,6 @@
 #include <cpuid.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -34,6 +35,9 @@ bool runs_avx512bf16() {
   return runs_avx512() && __builtin_cpu_supports("avx512bf16");
 }
 
+constexpr std::string_view kNames[] = {"reference", "avx2",       "avx512f",
+                                       "avx512",    "avx512bf16", "avx512amx"};
+
 const Kernels& choose() {
   std::vector<const Kernels*> tables = available_kernels();
   const char* wanted = std::getenv("MICROTOME_ISA");
@@ -44,7 +48,11 @@ const Kernels& choose() {
     names += names.empty() ? "" : ", ";
     names += table->name;
   }
-  throw_error("MICROTOME_ISA: '{}' does not run on this processor, which runs: {}", wanted, names);
+  const bool known = std::ranges::any_of(kNames, [&](std::string_view n) { return n == wanted; });
+  throw_error("MICROTOME_ISA: '{}' {}, which runs: {}", wanted,
+              known ? "does not run on this processor"
+                    : "is no instruction set that this program knows, on this processor",
+              names);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 #include "base/files.h"
+#include "base/error.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -7,6 +8,7 @@
 
 #include <filesystem>
 
+#include "base/error.h"
 #include "support/folder.h"
 
 namespace mt {
@@ -59,6 +61,21 @@ TEST(AtomicFile, WhatAKilledWriterLeftGoesWithTheNextWrite) {
     fs::remove(out);
     fs::remove(folder / "another");
   }
+}
+
+TEST(AtomicFile, WithoutReplacingItLeavesWhatCameMeanwhile) {
+  test::TemporaryFolder folder;
+  const auto path = folder / "out";
+  AtomicFile first(path, false), second(path, false);
+  first.write("first");
+  second.write("second");
+  first.commit();
+  EXPECT_THROW(second.commit(), Error);
+  EXPECT_EQ(read_text_file(path), "first");
+  AtomicFile third(path);
+  third.write("third");
+  third.commit();
+  EXPECT_EQ(read_text_file(path), "third");
 }
 
 TEST(AtomicFile, TheTemporaryOfALivingProcessStays) {

@@ -254,9 +254,10 @@ TEST(Cache, LayersMayHaveFormatsOfTheirOwn) {
     EXPECT_EQ(r.code, 0) << r.err;
     return json::parse(r.out)["memory"];
   };
-  const int64_t layer = memory("f16", "f16")["kv_cache"].get<int64_t>() / 128 * 16;  // of 32 values
-  EXPECT_EQ(memory("q8_0:1=f16", "q4_0")["kv_cache"], layer / 16 * (34 + 64 + 18 + 18));
-  EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["kv_cache"], layer / 16 * (128 + 18 + 64 + 64));
+  // 64 bytes for 32 values, keys and values of two layers.
+  const int64_t unit = memory("f16", "f16")["kv_cache"].get<int64_t>() / 256;
+  EXPECT_EQ(memory("q8_0:1=f16", "q4_0")["kv_cache"], unit * (34 + 64 + 18 + 18));
+  EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["kv_cache"], unit * (128 + 18 + 64 + 64));
   EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["cache_type_k"], "Q8_0:0-1=F32:1=Q4_0");
   auto ids = [&](const std::string& keys) {
     Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "40", "-ctk", keys, "--temp",

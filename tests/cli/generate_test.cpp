@@ -139,7 +139,16 @@ TEST(Generate, SeveralPromptsGiveWhatEachGives) {
   const size_t first = shown.find("==> 1: abc <==\n"), second = shown.find("==> 2: the end <==\n");
   EXPECT_EQ(first, 0u) << shown;
   EXPECT_LT(second, shown.find("==> 3: abcabcabc <==\n")) << shown;
-  const TemporaryFile empty("\n\n");
+  // A byte order mark, blank lines and line ends of other systems are no part of a prompt.
+  const TemporaryFile other(
+      "\xEF\xBB\xBF"
+      "abc\r\n  \r\n\t\nthe end");
+  const json read = json::parse(with({"--prompts", other.path(), "--json"}));
+  ASSERT_EQ(read.size(), 2u);
+  EXPECT_EQ(read[0]["prompt"], "abc");
+  EXPECT_EQ(read[1]["prompt"], "the end");
+  EXPECT_EQ(read[1]["line"], 4);
+  const TemporaryFile empty("\n \n");
   EXPECT_EQ(run({"generate", golden("tiny_llama.gguf"), "--prompts", empty.path()}).code, 2);
   EXPECT_EQ(run({"generate", golden("tiny_llama.gguf"), "-p", "a", "--parallel", "2"}).code, 2);
 }

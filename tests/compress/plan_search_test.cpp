@@ -51,6 +51,7 @@ TEST(PlanSearch, LowersTheMeasuredLossWithinTheBytesAndGoesOnFromWhatItKept) {
     Session later(rt, settings);
     const Searched again = search_plan(later, later.plan(goal), *goal.bytes, 0.05);
     EXPECT_GE(again.n_measured, searched.n_measured);
+    EXPECT_EQ(again.n_kept, searched.n_measured);
     EXPECT_LE(again.kl_after, searched.kl_after);
   }
   EXPECT_GT(better, 0);

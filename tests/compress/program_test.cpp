@@ -125,6 +125,21 @@ TEST_F(CompressProgram, TextOfTheUsersOwn) {
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
 }
 
+TEST_F(CompressProgram, ASearchTakesATimeAndAGoalInBytes) {
+  for (const char* time : {"1x", "-1", "nan", "1e9h", "", "s"}) {
+    const auto r = run_program(small({"plan", model, "--size", "65kB", "--search-time", time}));
+    EXPECT_EQ(r.code, 2) << time;
+    EXPECT_SAYS(r.err, "90s, 10m or 1.5h");
+  }
+  auto r = run_program(small({"plan", model, "--max-kl", "0.1", "--search-time", "1s"}));
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "it goes with --size or --bpw");
+  r = run_program(small(
+      {"plan", model, "--size", "60kB", "--search-time", "0.01m", "-o", folder / "searched.json"}));
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_SAYS(r.err, "search: plans near the first measured on calibration text: ");
+}
+
 TEST_F(CompressProgram, AnImportanceMatrixWeighsTheRounding) {
   auto r = run_program(small({"profile", model, "--imatrix", folder / "m.gguf"}));
   ASSERT_EQ(r.code, 0) << r.err;
