@@ -136,9 +136,7 @@ MT_AVX2_INLINE __m256i add_fours(__m256i pairs) {
 
 MT_AVX2 void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows, int64_t depth,
                   Int8Panel& panel) {
-  panel.by_16 = int8_by_16(t);
-  panel.has_min = int8_has_min(t);
-  panel.largest = int8_largest(t);
+  int8_describe(t, panel);
   const int64_t words = panel.by_16 ? 4 : 8, groups = depth / 4 / words;
   Row unpacked[kInt8Outputs];
   for (int64_t r = 0; r < rows; ++r) unpack_row(t, w + r * row_bytes, depth, unpacked[r]);
@@ -177,10 +175,7 @@ MT_AVX2 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, Int8
       out[b].d[t] = d;
       out[b].sum[t] = d * static_cast<float>(total);
     }
-    for (int64_t t = rows; t < kInt8Tokens; ++t) {
-      std::memset(out[b].codes[t], 128, 32);
-      out[b].d[t] = out[b].sum[t] = 0.0f;
-    }
+    int8_clear_tokens(rows, out[b]);
   }
 }
 
@@ -323,12 +318,9 @@ void multiply_added(const Int8Panel& panel, int64_t depth, const Int8Block* x, i
 
 void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows, float* y,
               int64_t ldy, int64_t n, bool accumulate) {
-  if (panel.by_16)
-    multiply_added<true, false>(panel, depth, x, rows, y, ldy, n, accumulate);
-  else if (panel.has_min)
-    multiply_added<false, true>(panel, depth, x, rows, y, ldy, n, accumulate);
-  else
-    multiply_added<false, false>(panel, depth, x, rows, y, ldy, n, accumulate);
+  int8_by_layout(panel, [&]<bool kBy16, bool kMin>() {
+    multiply_added<kBy16, kMin>(panel, depth, x, rows, y, ldy, n, accumulate);
+  });
 }
 
 }  // namespace

@@ -231,9 +231,7 @@ MT_AVX512_INLINE void turn(const Row* rows, int64_t word, void* to, int64_t coun
 
 MT_AVX512 void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows, int64_t depth,
                     Int8Panel& panel) {
-  panel.by_16 = int8_by_16(t);
-  panel.has_min = int8_has_min(t);
-  panel.largest = int8_largest(t);
+  int8_describe(t, panel);
   const int64_t words = panel.by_16 ? 4 : 8, groups = depth / 4 / words;
   Row unpacked[kInt8Outputs];
   for (int64_t r = 0; r < rows; ++r) unpack_row(t, w + r * row_bytes, depth, unpacked[r]);
@@ -266,10 +264,7 @@ MT_AVX512 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, In
       out[b].d[t] = d;
       out[b].sum[t] = d * static_cast<float>(total);
     }
-    for (int64_t t = rows; t < kInt8Tokens; ++t) {
-      std::memset(out[b].codes[t], 128, 32);
-      out[b].d[t] = out[b].sum[t] = 0.0f;
-    }
+    int8_clear_tokens(rows, out[b]);
   }
 }
 
@@ -341,12 +336,9 @@ MT_AVX512 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, i
 
 void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows, float* y,
               int64_t ldy, int64_t n, bool accumulate) {
-  if (panel.by_16)
-    tile<true, false>(panel, depth, x, rows, y, ldy, n, accumulate);
-  else if (panel.has_min)
-    tile<false, true>(panel, depth, x, rows, y, ldy, n, accumulate);
-  else
-    tile<false, false>(panel, depth, x, rows, y, ldy, n, accumulate);
+  int8_by_layout(panel, [&]<bool kBy16, bool kMin>() {
+    tile<kBy16, kMin>(panel, depth, x, rows, y, ldy, n, accumulate);
+  });
 }
 
 }  // namespace

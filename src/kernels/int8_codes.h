@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "dtype/dtype.h"
 #include "kernels/int8.h"
@@ -23,28 +24,38 @@ constexpr bool int8_has_min(Dtype t) {
 
 // The largest magnitude of a format's codes.
 constexpr int int8_largest(Dtype t) {
-  switch (t) {
-    case Dtype::Q4_0:
-      return 8;
-    case Dtype::Q4_1:
-    case Dtype::Q4_K:
-    case Dtype::IQ3_S:
-      return 15;
-    case Dtype::Q5_0:
-      return 16;
-    case Dtype::Q5_1:
-    case Dtype::Q5_K:
-      return 31;
-    case Dtype::Q6_K:
-      return 32;
-    case Dtype::IQ2_XXS:
-    case Dtype::IQ2_XS:
-    case Dtype::IQ2_S:
-      return 43;
-    case Dtype::IQ3_XXS:
-      return 62;
-    default:
-      return 128;
+  if (t == Dtype::Q4_0) return 8;
+  if (t == Dtype::Q4_1 || t == Dtype::Q4_K || t == Dtype::IQ3_S) return 15;
+  if (t == Dtype::Q5_0) return 16;
+  if (t == Dtype::Q5_1 || t == Dtype::Q5_K) return 31;
+  if (t == Dtype::Q6_K) return 32;
+  if (t == Dtype::IQ2_XXS || t == Dtype::IQ2_XS || t == Dtype::IQ2_S) return 43;
+  return t == Dtype::IQ3_XXS ? 62 : 128;
+}
+
+// What the panel says of its format.
+inline void int8_describe(Dtype t, Int8Panel& panel) {
+  panel.by_16 = int8_by_16(t);
+  panel.has_min = int8_has_min(t);
+  panel.largest = int8_largest(t);
+}
+
+// f.operator()<by groups of 16, with minima>().
+template <class F>
+void int8_by_layout(const Int8Panel& panel, F&& f) {
+  if (panel.by_16)
+    f.template operator()<true, false>();
+  else if (panel.has_min)
+    f.template operator()<false, true>();
+  else
+    f.template operator()<false, false>();
+}
+
+// Zeros for the block's tokens from `rows` on.
+inline void int8_clear_tokens(int64_t rows, Int8Block& block) {
+  for (int64_t t = rows; t < kInt8Tokens; ++t) {
+    std::memset(block.codes[t], 128, 32);
+    block.d[t] = block.sum[t] = 0.0f;
   }
 }
 

@@ -216,9 +216,7 @@ namespace {
 
 void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows, int64_t depth,
           Int8Panel& panel) {
-  panel.by_16 = int8_by_16(t);
-  panel.has_min = int8_has_min(t);
-  panel.largest = int8_largest(t);
+  int8_describe(t, panel);
   const int64_t group = panel.by_16 ? 16 : 32;
   Int8Row row;
   for (int64_t r = 0; r < rows; ++r) {

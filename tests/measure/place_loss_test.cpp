@@ -43,13 +43,20 @@ Weight in_format(const Weight& w, Dtype dtype) {
   return {w.rows, w.cols, dtype, {buffer, {buffer->data(), buffer->size()}}};
 }
 
-TEST(PlaceLoss, IsTheDivergenceOfTwoWholePasses) {
-  ThreadPool pool(1);
+class PlaceLossTest : public testing::Test {
+ protected:
+  ThreadPool pool{1};
   Runtime rt{select_kernels(), pool};
+  static Windows windows_of(const std::string& name) {
+    const auto ids = read_golden<int32_t>(name + ".ids.i32");
+    return {{ids.begin(), ids.begin() + 30}, {ids.begin() + 20, ids.end()}};
+  }
+};
+
+TEST_F(PlaceLossTest, IsTheDivergenceOfTwoWholePasses) {
   for (const auto& name : kTinyModels) {
     const Model model = open_tiny(name);
-    const auto ids = read_golden<int32_t>(name + ".ids.i32");
-    const Windows windows{{ids.begin(), ids.begin() + 30}, {ids.begin() + 20, ids.end()}};
+    const Windows windows = windows_of(name);
     PlaceLoss loss(rt, model, windows);
     Model cut = model;
     for (LinearMap* map : linear_maps(cut)) {
@@ -67,13 +74,10 @@ TEST(PlaceLoss, IsTheDivergenceOfTwoWholePasses) {
   }
 }
 
-TEST(PlaceLoss, OfAWholeCutIsTheSameWhateverItStandsOn) {
-  ThreadPool pool(1);
-  Runtime rt{select_kernels(), pool};
+TEST_F(PlaceLossTest, OfAWholeCutIsTheSameWhateverItStandsOn) {
   for (const auto& name : kTinyModels) {
     const Model model = open_tiny(name);
-    const auto ids = read_golden<int32_t>(name + ".ids.i32");
-    const Windows windows{{ids.begin(), ids.begin() + 30}, {ids.begin() + 20, ids.end()}};
+    const Windows windows = windows_of(name);
     PlaceLoss loss(rt, model, windows);
     Model cut = model;
     for (LinearMap* map : linear_maps(cut)) map->weight = in_format(map->weight, Dtype::Q4_0);
