@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 model=models/SmolLM2-135M-Instruct.Q4_1.gguf
 small=out/SmolLM2-135M-Instruct.75MB.gguf
 mkdir -p out
-say() { printf '\n$ %s\n' "$*"; "$@"; }
+say() { printf '\n$ %s\n' "${*@Q}" | sed "s/'\([-A-Za-z0-9_.\/]*\)'/\1/g"; "$@"; }
 # Into a file or a pipe, progress is lines.
 [ -t 2 ] && progress= || progress=--progress
 # Without refinement, which takes two minutes more and lowers the KL by a fifth.

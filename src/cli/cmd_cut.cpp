@@ -59,6 +59,16 @@ int run(Context& context, const Options& options) {
   if (!plan.model_sha256.empty() && plan.model_sha256 != session.model_sha256())
     throw_error("{}: made for another model: expected SHA-256 {}, {} has {}", options.plan.string(),
                 plan.model_sha256, settings.model.string(), session.model_sha256());
+  const bool other_text = settings.imatrix.empty() && !plan.calibration.empty() &&
+                          plan.calibration != calibration_name(settings);
+  const auto other_calibration = [&] {
+    context.note(fmt::format(
+        "the plan was made with other calibration text ({}) than this run rounds and proves with "
+        "({}): its losses are not this text's; the same --text, --windows, --n-ctx and --seed make "
+        "them so",
+        printable(plan.calibration), printable(calibration_name(settings))));
+  };
+  if (other_text) other_calibration();  // before minutes are spent on it
   const Goal goal = stated_goal(plan.goal);
   const Session::Edits edits = session.follow_edits(plan);
   if (settings.imatrix.empty() && !edits.predictions)
@@ -66,13 +76,9 @@ int run(Context& context, const Options& options) {
         "there are no predictions in the database: the plan's own stand in the receipt, made "
         "again or not where it was edited");
   if (edits.places > 0) warn_of_missed_goal(context, session, goal, plan);
-  if (settings.imatrix.empty() && !plan.calibration_sha256.empty() &&
+  if (settings.imatrix.empty() && !other_text && !plan.calibration_sha256.empty() &&
       plan.calibration_sha256 != session.calibration().sha256)
-    context.note(fmt::format(
-        "the plan was made with other calibration text ({}) than this run rounds and proves with "
-        "({}): its losses are not this text's; the same --text, --windows, --n-ctx and --seed make "
-        "them so",
-        printable(plan.calibration), printable(session.calibration().name)));
+    other_calibration();
   Result result{.plan = std::move(plan), .cut = {}, .refined = {}, .proof = {}, .notes = {}};
   result.cut = session.cut(result.plan);
   std::optional<Comparison> proof;

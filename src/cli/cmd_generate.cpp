@@ -221,7 +221,7 @@ std::vector<Given> read_prompts(const std::filesystem::path& file) {
   return list;
 }
 
-// Results in the order of the prompts, each under its prompt.
+// Results in the order of the prompts, each under its line's number and its prompt.
 int write_all(Context& context, Generator& generator, const std::vector<Prompt>& prompts,
               const std::vector<Given>& given, const Options& options) {
   Json all = Json::array();
@@ -233,7 +233,7 @@ int write_all(Context& context, Generator& generator, const std::vector<Prompt>&
       document.update(to_json(g, options));
       all.push_back(std::move(document));
     } else {
-      context.print(fmt::format("{}==> {}: {} <==\n{}", i > 0 ? "\n" : "", i + 1,
+      context.print(fmt::format("{}==> {}: {} <==\n{}", i > 0 ? "\n" : "", given[i].line,
                                 printable(given[i].text), g.text));
       if (!g.text.ends_with('\n')) context.print("\n");
       context.flush();

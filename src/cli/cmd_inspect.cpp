@@ -273,6 +273,7 @@ int run(Context& context, const Options& options) {
     context.print_json(to_json(facts, *file, options));
   else
     show(context, facts, *file, options);
+  if (facts.memory) warn_beyond_training(context, facts.memory->trained, facts.memory->n_ctx);
   return exit_done;
 }
 

@@ -69,6 +69,7 @@ std::string shell_word(std::string_view word);
 
 // A note where a context is longer than what the model was trained on.
 void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx);
+void warn_beyond_training(Context& context, int64_t trained, int64_t n_ctx);
 
 // The model that most commands open.
 template <class T>

@@ -79,11 +79,15 @@ std::string folded(const Context& context, std::string_view text) {
 }
 
 void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx) {
-  if (model.context_length > 0 && n_ctx > model.context_length)
+  warn_beyond_training(context, model.context_length, n_ctx);
+}
+
+void warn_beyond_training(Context& context, int64_t trained, int64_t n_ctx) {
+  if (trained > 0 && n_ctx > trained)
     context.note(fmt::format(
         "warning: {} tokens of context are more than the {} that the model was trained on; what it "
         "says of text beyond them means little",
-        n_ctx, model.context_length));
+        n_ctx, trained));
 }
 
 // Where standard error is gone or full there is nobody to tell.

@@ -126,7 +126,8 @@ void read_sizes(const TensorFile& file, Facts& facts) {
 
 MemoryNeed memory_need(const Model& model, int64_t tensor_bytes, int64_t n_ctx,
                        const KvTypes& types) {
-  MemoryNeed need{.n_ctx = n_ctx, .kv_types = types, .weights = tensor_bytes};
+  MemoryNeed need{
+      .trained = model.context_length, .n_ctx = n_ctx, .kv_types = types, .weights = tensor_bytes};
   bool windowed = false;
   for (const Step& step : model.steps)
     for (const Site& site : step.sites)

@@ -25,6 +25,7 @@ struct Waste {
 };
 
 struct MemoryNeed {
+  int64_t trained = 0;  // positions that the model was trained on; 0: not said
   int64_t n_ctx = 0;
   KvTypes kv_types;
   int64_t weights = 0, kv_cache = 0, logits = 0;

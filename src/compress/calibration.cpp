@@ -148,6 +148,10 @@ Calibration read_calibration(const Tokenizer& tokenizer, const CalibrationSettin
 
 }  // namespace
 
+int64_t n_proof_windows(const CalibrationSettings& settings) {
+  return settings.n_proof_windows ? settings.n_proof_windows : 12;
+}
+
 std::string calibration_name(const CalibrationSettings& settings) {
   if (settings.texts.empty()) return "sampled from the model";
   std::string names;
@@ -163,7 +167,7 @@ Calibration make_calibration(const Runtime& rt, const Model& model, const std::s
   const Counts n{.windows = settings.n_windows ? settings.n_windows
                             : own              ? 36
                                                : 24,
-                 .proof = settings.n_proof_windows ? settings.n_proof_windows : 12,
+                 .proof = n_proof_windows(settings),
                  .n_ctx = settings.n_ctx ? settings.n_ctx
                           : own          ? 256
                                          : 512};

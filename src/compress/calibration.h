@@ -33,12 +33,15 @@ struct Calibration {
   Windows refine;  // where refinement is asked for: as many as there are steps, of no other part
 };
 
-// Reads the text, or lets the model write its own, in groups of sequences that `db` keeps, so that
-// a killed run goes on where it was. Leaves the run of this model on this text selected in `db`.
-// Throws Error where a text cannot be read or is too short, or where kept sequences are damaged.
+// Windows of these settings that are set aside for the proof.
+int64_t n_proof_windows(const CalibrationSettings& settings);
+
 // Calibration::name of these settings: what can be said before a text is read or sampled.
 std::string calibration_name(const CalibrationSettings& settings);
 
+// Reads the text, or lets the model write its own, in groups of sequences that `db` keeps, so that
+// a killed run goes on where it was. Leaves the run of this model on this text selected in `db`.
+// Throws Error where a text cannot be read or is too short, or where kept sequences are damaged.
 Calibration make_calibration(const Runtime& rt, const Model& model, const std::string& model_sha256,
                              const Tokenizer& tokenizer, const CalibrationSettings& settings,
                              Measurements& db);

@@ -215,6 +215,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.proof = proof->corpus;
     r.proof_sha256 = proof->corpus_sha256;
     r.measured_kl = proof->kl_mean.value;
+    r.intervals_hold = proof->intervals_hold();
     r.measured_kl_low = proof->kl_mean.low;
     r.measured_kl_high = proof->kl_mean.high;
     r.measured_same_top = proof->same_top.value;
@@ -242,6 +243,7 @@ int64_t Session::exact_bytes(const Plan& plan) {
   Comparison proof;
   proof.corpus = proof_name();
   proof.corpus_sha256 = kNoHash;
+  proof.n_windows = calibration_ ? std::ssize(calibration_->proof) : n_proof_windows(settings_);
   return bytes_with(plan, receipt(plan, &proof));
 }
 

@@ -283,8 +283,10 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
     set("microtome.proof", receipt.proof);
     set("microtome.proof.sha256", receipt.proof_sha256);
     set("microtome.kl.measured", receipt.measured_kl);
-    set("microtome.kl.measured_low", receipt.measured_kl_low);
-    set("microtome.kl.measured_high", receipt.measured_kl_high);
+    if (receipt.intervals_hold) {
+      set("microtome.kl.measured_low", receipt.measured_kl_low);
+      set("microtome.kl.measured_high", receipt.measured_kl_high);
+    }
     set("microtome.same_top.measured", receipt.measured_same_top);
   }
   if (receipt.feedback != Feedback::none)

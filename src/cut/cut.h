@@ -39,6 +39,7 @@ struct Receipt {
   double predicted_kl = 0;
   bool proved = true;  // what follows, and the proof's name, is left out where nothing was measured
   double measured_kl = 0;
+  bool intervals_hold = true;  // low and high are left out where they do not
   double measured_kl_low = 0, measured_kl_high = 0;
   double measured_same_top = 0;
   Feedback feedback = Feedback::none;

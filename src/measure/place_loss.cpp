@@ -47,14 +47,15 @@ std::optional<size_t> steps_alike(const Model& a, const Model& b) {
 struct PlaceLoss::Impl {
   Impl(const Runtime& runtime, const Model& m, const Windows& w)
       : rt(runtime), model(m), windows(w) {
-    Progress progress("reading the original", windows.size());
+    std::optional<Progress> progress;
+    if (windows.size() > 1) progress.emplace("reading the original", windows.size());
     streams.resize(windows.size());
     for (size_t i = 0; i < windows.size(); ++i) {
       MatrixBuffer hidden = run_and_keep(model, i);
       auto& l = original.emplace_back(std::ssize(windows[i]), model.n_vocab);
       logits(rt, model, Path::exact, hidden, l);
       to_log_probabilities(l);
-      progress.advance();
+      if (progress) progress->advance();
     }
   }
 

@@ -136,9 +136,9 @@ TEST(Generate, SeveralPromptsGiveWhatEachGives) {
     for (size_t i = 0; i < 3; ++i) EXPECT_EQ(all[i]["ids"], alone[i]) << i << " of " << parallel;
   }
   const std::string shown = with({"--prompts", file.path()});
-  const size_t first = shown.find("==> 1: abc <==\n"), second = shown.find("==> 2: the end <==\n");
+  const size_t first = shown.find("==> 1: abc <==\n"), second = shown.find("==> 3: the end <==\n");
   EXPECT_EQ(first, 0u) << shown;
-  EXPECT_LT(second, shown.find("==> 3: abcabcabc <==\n")) << shown;
+  EXPECT_LT(second, shown.find("==> 4: abcabcabc <==\n")) << shown;
   // A byte order mark, blank lines and line ends of other systems are no part of a prompt.
   const TemporaryFile other(
       "\xEF\xBB\xBF"

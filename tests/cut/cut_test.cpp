@@ -279,6 +279,12 @@ TEST_F(Cut, TheFileSaysHowItWasMade) {
   EXPECT_EQ(f.get_float("microtome.kl.measured_low"), receipt.measured_kl_low);
   EXPECT_EQ(f.get_float("microtome.kl.measured_high"), receipt.measured_kl_high);
   EXPECT_EQ(f.get_float("microtome.same_top.measured"), receipt.measured_same_top);
+  Receipt few = receipt;
+  few.intervals_hold = false;
+  const Model without = written(source, uniform_plan(source, Dtype::Q4_0), few);
+  EXPECT_EQ(without.file->get_float("microtome.kl.measured"), receipt.measured_kl);
+  EXPECT_EQ(without.file->find_meta("microtome.kl.measured_low"), nullptr);
+  EXPECT_EQ(without.file->find_meta("microtome.kl.measured_high"), nullptr);
   EXPECT_EQ(f.get_int("general.file_type"), 2);  // mostly Q4_0
   EXPECT_EQ(f.get_int("general.quantization_version"), 2);
   // All that the source says is still there, and each key once.
