@@ -9,6 +9,7 @@
 #include "base/files.h"
 #include "flow/json_fields.h"
 #include "measure/self_text.h"
+#include "run/kv_store.h"
 #include "text/corpus.h"
 
 namespace mt {
@@ -21,16 +22,20 @@ std::vector<int32_t> as_ids(const std::vector<float>& values) {
   return {values.begin(), values.end()};
 }
 
+constexpr int64_t kCacheBytes = int64_t{384} << 20;  // of the sequences that are written at once
+
 // What the model writes, kept in the selected run of the measurement file.
 Windows kept_self_text(const Runtime& rt, const Model& model, const Tokenizer& tokenizer,
                        const SelfTextSettings& settings, Measurements& db, int64_t first,
                        int64_t n) {
   Windows sequences;
-  // In groups: a killed run loses at most one.
-  constexpr int64_t kGroup = 64;
+  // In groups, whose cache has a bound: a killed run loses at most one.
+  const int64_t group = std::clamp<int64_t>(
+      kCacheBytes / std::max<int64_t>(1, kv_bytes_a_position(model, {}) * settings.n_tokens), 4,
+      64);
   auto place = [](int64_t i) { return fmt::format("sequence {}", i); };
-  for (const int64_t end = first + n; first < end; first += kGroup) {
-    const int64_t count = std::min(kGroup, end - first);
+  for (const int64_t end = first + n; first < end; first += group) {
+    const int64_t count = std::min(group, end - first);
     if (!db.vector(place(first + count - 1), "tokens")) {
       auto text = sample_self_text(rt, model, tokenizer, settings, first, count);
       db.begin();
