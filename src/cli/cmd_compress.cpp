@@ -110,6 +110,7 @@ Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
   declare_feedback(app, options->session.settings.feedback);
+  declare_biases(app, options->session.settings.biases);
   options->goal.declare(app);
   app.add_option("-o,--output", options->output, "The GGUF file to write")
       ->required()

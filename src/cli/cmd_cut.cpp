@@ -47,6 +47,8 @@ int run(Context& context, const Options& options) {
   if (!options.imatrix.empty() && settings.feedback != Feedback::none)
     throw_error(
         "--feedback: an importance matrix does not hold what it needs; give --text instead");
+  if (!options.imatrix.empty() && settings.biases)
+    throw_error("--biases: an importance matrix holds no mean inputs; give --text instead");
   settings.refine_steps = options.refine_steps.value_or(0);
   if (!options.imatrix.empty() && settings.refine_steps > 0)
     throw_error("--refine: needs text, which an importance matrix is not; give --text instead");
@@ -76,6 +78,14 @@ int run(Context& context, const Options& options) {
         "there are no predictions in the database: the plan's own stand in the receipt, made "
         "again or not where it was edited");
   if (edits.places > 0) warn_of_missed_goal(context, session, goal, plan);
+  if (settings.biases) {  // the plan may have been made without
+    plan.predicted_bytes = session.exact_bytes(plan);
+    if (edits.places == 0 && goal.bytes && plan.predicted_bytes > *goal.bytes)
+      context.note(
+          fmt::format("warning: with biases the file takes {} bytes, its goal allows {}; plan with "
+                      "--biases too",
+                      grouped(plan.predicted_bytes), grouped(*goal.bytes)));
+  }
   if (settings.imatrix.empty() && !other_text && !plan.calibration_sha256.empty() &&
       plan.calibration_sha256 != session.calibration().sha256)
     other_calibration();
@@ -136,6 +146,7 @@ Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
   declare_feedback(app, options->session.settings.feedback);
+  declare_biases(app, options->session.settings.biases);
   declare_refine(app, options->refine_steps, "0");
   app.add_option("PLAN", options->plan, "A plan as 'microtome plan' writes it")->required();
   app.add_option("-o,--output", options->output, "The GGUF file to write")

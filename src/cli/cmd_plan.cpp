@@ -95,6 +95,7 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
+  declare_biases(app, options->session.settings.biases);
   options->goal.declare(app);
   declare_search(app, options->session.settings.search_seconds);
   app.add_option("-o,--output", options->output, "Write the plan here (default: standard output)")

@@ -104,6 +104,13 @@ void declare_search(CLI::App& app, double& seconds) {
       ->type_name("TIME");
 }
 
+void declare_biases(CLI::App& app, bool& biases) {
+  app.add_flag("--biases", biases,
+               "Correct the mean error of every rounded map by a bias, where readers of the "
+               "architecture load one (llama: value, output and down maps; others: the biases that "
+               "are there); counted in the file's size (default: no)");
+}
+
 void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise) {
   app.add_option("--refine", steps,
                  fmt::format("Steps of gradient descent on scales, norms and codes of few bits "
@@ -139,6 +146,7 @@ std::string repeated(const SessionOptions& options) {
   if (s.seed != usual.seed) add("--seed", std::to_string(s.seed));
   if (s.n_measured != usual.n_measured) add("--measured", std::to_string(s.n_measured));
   if (options.types != SessionOptions().types) add("--types", options.types);
+  if (s.biases) text += " --biases";
   return text;
 }
 

@@ -20,6 +20,7 @@ void declare_feedback(CLI::App& app, Feedback& feedback);
 // "90", "90s", "10m", "1.5h": seconds. Throws Error that says what is accepted.
 double parse_duration(const std::string& text);
 void declare_search(CLI::App& app, double& seconds);
+void declare_biases(CLI::App& app, bool& biases);
 void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise);
 
 // The options among these that another command needs to find the same measurements: " --text

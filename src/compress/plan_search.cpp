@@ -43,7 +43,7 @@ class Search {
         session_(session),
         problem_(session.problem()),
         plan_(plan),
-        slack_(budget - plan.predicted_bytes),
+        slack_(budget - plan.predicted_bytes - session.unwritten_bias_bytes(plan)),
         seconds_(seconds) {
     for (const Decision& d : plan.decisions) {
       const std::string key = session.key_of(plan, d.place);
@@ -170,7 +170,7 @@ class Search {
     const auto start = std::chrono::steady_clock::now();
     if (!loss_of_) {
       loss_of_ = std::make_unique<PlaceLoss>(rt_, session_.model(), windows_);
-      standing_ = session_.cut(plan_);
+      standing_ = session_.rounded(plan_);  // a bias is of one rounding
       loss_of_->stand_on(standing_);
     }
     if (standing_at_ != held_) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <set>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -86,6 +87,14 @@ Imatrix Session::imatrix() {
 }
 
 Model Session::cut(const Plan& plan) {
+  Model cut = rounded(plan);
+  if (!settings_.biases) return cut;
+  if (!means_) means_ = input_means(rt_, *model_, calibration().windows);
+  correct_biases(rt_, *model_, *means_, cut);
+  return cut;
+}
+
+Model Session::rounded(const Plan& plan) {
   if (!settings_.imatrix.empty()) {
     const Imatrix m = read_imatrix(settings_.imatrix);
     const auto maps = linear_maps(*model_);
@@ -221,6 +230,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.measured_same_top = proof->same_top.value;
   }
   r.feedback = settings_.feedback;
+  r.biases = settings_.biases;
   r.refine_steps = steps_of(plan);
   if (const auto it = refined_.empty() ? refined_.end() : refined_.find(to_json(plan));
       it != refined_.end())
@@ -234,6 +244,15 @@ int64_t Session::bytes_with(const Plan& plan, const Receipt& receipt) const {
   for (LinearMap* map : linear_maps(shape))
     for (const Decision& d : plan.decisions)
       if (d.place == map->name) map->weight.dtype = d.chosen.dtype;
+  if (settings_.biases) {
+    std::set<std::string> free;
+    for (const LinearMap* map : maps_with_free_bias(*model_)) free.insert(map->name);
+    std::map<std::string, Dtype> before;
+    for (const LinearMap* map : linear_maps(*model_)) before[map->name] = map->weight.dtype;
+    for (LinearMap* map : linear_maps(shape))
+      if (free.contains(map->name) && map->weight.dtype != before.at(map->name))
+        map->bias.resize(static_cast<size_t>(map->weight.rows));
+  }
   Output output = output_of(*model_, shape, receipt);
   return gguf_file_bytes(output.metadata, output.tensors);
 }
@@ -301,6 +320,9 @@ Report Session::report(const Plan& plan, const Model& cut, const Comparison& pro
       from_bytes += std::ssize(t.data.bytes);
       to_bytes += std::ssize(t.data.bytes);
     }
+  for (const auto& [name, map] : after)
+    if (before.at(name)->bias.empty())
+      to_bytes += std::ssize(map->bias) * static_cast<int64_t>(sizeof(float));
   r.n_weights = n_weights();
   r.source_bits = 8.0 * double(from_bytes) / double(r.n_weights);
   r.output_bits = 8.0 * double(to_bytes) / double(r.n_weights);

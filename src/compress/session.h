@@ -9,6 +9,7 @@
 #include "compress/calibration.h"
 #include "compress/corrections.h"
 #include "compress/places.h"
+#include "cut/biases.h"
 #include "cut/cut.h"
 #include "cut/refine.h"
 #include "file/imatrix.h"
@@ -26,6 +27,7 @@ struct SessionSettings : CalibrationSettings {
   int64_t n_measured = 24;    // places whose loss is measured, not only predicted
   double search_seconds = 0;  // of local search on measured KL, after a plan for bytes
   Feedback feedback = Feedback::none;
+  bool biases = false;            // corrected for the mean error of rounding (cut/biases.h)
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
 
@@ -81,6 +83,8 @@ class Session {
   Edits follow_edits(Plan& plan);
   // Tensors that the cut before this one had in the same format are not made again.
   Model cut(const Plan& plan);
+  // The same before biases are set.
+  Model rounded(const Plan& plan);
   // The cut of the plan refined (cut/refine.h), settings.refine_steps steps long, on text that the
   // proof does not see; the cut itself where the steps are 0 or the plan keeps all. Its state lies
   // beside the database until write().
@@ -93,6 +97,8 @@ class Session {
   Comparison aim(const Model& cut);
   // Bytes of the file that write() makes of this plan and a proof; without one it is smaller.
   int64_t exact_bytes(const Plan& plan);
+  // What biases would add to that file if the plan kept no map; an empty plan keeps all.
+  int64_t unwritten_bias_bytes(const Plan& plan) const;
   // replace: over a file that is there; without it Error is thrown where one is.
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
              const std::optional<Comparison>& proof, bool replace = true);
@@ -127,6 +133,7 @@ class Session {
   std::unique_ptr<Measurements> db_;
   std::optional<Calibration> calibration_;
   std::optional<Profile> profile_;
+  std::optional<InputMeans> means_;
   std::optional<Candidates> candidates_;
   std::vector<std::vector<double>> losses_;      // [candidate][dtype], as predicted
   std::vector<std::vector<double>> correction_;  // [candidate][dtype], measured over predicted

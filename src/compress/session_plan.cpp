@@ -19,6 +19,8 @@ namespace {
 
 constexpr int64_t kRowsPredicted = 192;  // of a tensor, per format
 constexpr int64_t kGoalBytes = 160;
+// Of a vector in a GGUF file's directory: lengths of name and shape, the shape, type and offset.
+constexpr int64_t kTensorEntryBytes = 8 + 4 + 8 + 4 + 8;
 
 int64_t elements(const Tensor& t) {
   int64_t n = 1;
@@ -49,7 +51,7 @@ Problem Session::unmeasured(const Candidates& candidates, int64_t as_it_is) cons
   for (const LinearMap* map : linear_maps(*model_)) place_bytes += padded(map->weight.bytes());
   // What stays: metadata, directory, norms; and room for the text of the goal and for the padding
   // that a shorter directory may need.
-  p.fixed_bytes = as_it_is - place_bytes + kGoalBytes;
+  p.fixed_bytes = as_it_is - place_bytes + kGoalBytes + unwritten_bias_bytes({});
   if (!candidates.head_choices.empty()) {
     Exclusive choice{.name = "head", .alternatives = {}};
     for (const HeadChoice& h : candidates.head_choices)
@@ -134,6 +136,22 @@ int64_t Session::n_weights() const {
   int64_t n = 0;
   for (const Tensor& t : model_->file->tensors) n += elements(t);
   return n;
+}
+
+int64_t Session::unwritten_bias_bytes(const Plan& plan) const {
+  if (!settings_.biases) return 0;
+  int64_t bytes = 0;
+  for (const LinearMap* map : maps_with_free_bias(*model_)) {
+    const bool written =
+        !map->bias.empty() ||
+        std::any_of(plan.decisions.begin(), plan.decisions.end(), [&](const Decision& d) {
+          return d.place == map->name && d.chosen.dtype != map->weight.dtype;
+        });
+    if (!written)
+      bytes += padded(map->weight.rows * int64_t{sizeof(float)}) + kTensorEntryBytes +
+               std::ssize(bias_name(*map));
+  }
+  return bytes;
 }
 
 // Of a file of `as_it_is` bytes with the source's own formats, what is no tensor.

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/machine.h"
 #include "base/progress.h"
+#include "cut/biases.h"
 #include "cut/feedback.h"
 #include "run/forward.h"
 
@@ -258,6 +259,11 @@ SharedBytes floats(const std::vector<float>& values) {
   return {copy, std::as_bytes(std::span(*copy))};
 }
 
+auto writer(const SharedBytes& data) {
+  return
+      [data](const std::function<void(std::span<const std::byte>)>& write) { write(data.bytes); };
+}
+
 }  // namespace
 
 Output output_of(const Model& source, const Model& cut, const Receipt& receipt) {
@@ -292,6 +298,7 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
   if (receipt.feedback != Feedback::none)
     set("microtome.feedback",
         std::string(receipt.feedback == Feedback::sequential ? "sequential" : "independent"));
+  if (receipt.biases) set("microtome.biases", std::string("corrected"));
   if (receipt.refine_steps > 0) {
     set("microtome.refine.steps", receipt.refine_steps);
     set("microtome.refine.kl_first", receipt.refine_first_kl);
@@ -305,6 +312,11 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
   const auto before = norms(source), after = norms(cut);
   for (size_t i = 0; i < after.size(); ++i)
     if (*after[i].gain != *before[i].gain) changed[after[i].name] = floats(*after[i].gain);
+  // Biases that were set; the others keep the source's bytes too.
+  std::map<std::string, SharedBytes> biases;
+  for (const LinearMap* map : linear_maps(source))
+    if (const auto it = maps.find(map->name); it != maps.end() && it->second->bias != map->bias)
+      biases[bias_name(*map)] = floats(it->second->bias);
   for (const Tensor& t : source.file->tensors) {
     auto it = maps.find(t.name);
     if (source.head && !cut.head && t.name == source.head->name) continue;
@@ -314,14 +326,20 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
       s.dtype = it->second->weight.dtype;
       data = it->second->weight.data;
     }
-    if (const auto norm = changed.find(t.name); norm != changed.end()) {
-      s.dtype = Dtype::F32;
-      data = norm->second;
-    }
-    s.produce = [data](const std::function<void(std::span<const std::byte>)>& write) {
-      write(data.bytes);
-    };
+    for (const auto* floats : {&changed, &biases})
+      if (const auto now = floats->find(t.name); now != floats->end()) {
+        s.dtype = Dtype::F32;
+        data = now->second;
+      }
+    s.produce = writer(data);
     out.tensors.push_back(std::move(s));
+    if (it != maps.end())
+      if (const auto bias = biases.find(bias_name(*it->second));
+          bias != biases.end() && !source.file->find_tensor(bias->first))
+        out.tensors.push_back({.name = bias->first,
+                               .shape = {it->second->weight.rows},
+                               .dtype = Dtype::F32,
+                               .produce = writer(bias->second)});
   }
   return out;
 }

@@ -43,12 +43,13 @@ struct Receipt {
   double measured_kl_low = 0, measured_kl_high = 0;
   double measured_same_top = 0;
   Feedback feedback = Feedback::none;
+  bool biases = false;                             // corrected for the mean error
   int64_t refine_steps = 0;                        // 0: not refined, and nothing is said of it
   double refine_first_kl = 0, refine_last_kl = 0;  // on calibration text
 };
 
 // Metadata and tensors of the file that `cut` becomes: the source's in its order, with new bytes
-// where there are some, without the head where the cut has none.
+// where there are some, without the head where the cut has none. A new bias follows its map.
 struct Output {
   std::vector<std::pair<std::string, MetaValue>> metadata;
   std::vector<TensorSource> tensors;

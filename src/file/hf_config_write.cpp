@@ -101,7 +101,13 @@ nlohmann::ordered_json make_hf_config(const HfFamily& family, const TensorFile& 
   if (family.causal) {
     put_rope(file, family, prefix, config);
     config["tie_word_embeddings"] = file.find_tensor("output.weight") == nullptr;
-    config["attention_bias"] = file.find_tensor("blk.0.attn_q.bias") != nullptr;
+    const auto has_bias = [&](std::string_view maps) {
+      return std::any_of(file.tensors.begin(), file.tensors.end(), [&](const Tensor& t) {
+        return t.name.find(maps) != std::string::npos && t.name.ends_with(".bias");
+      });
+    };
+    config["attention_bias"] = has_bias(".attn_");
+    if (has_bias(".ffn_")) config["mlp_bias"] = true;
   } else {
     config["type_vocab_size"] = file.get_int("tokenizer.ggml.token_type_count").value_or(2);
   }

@@ -114,6 +114,38 @@ TEST_F(SessionTest, PlansStayInTheirBudgetAndTheFileHasExactlyThePlannedBytes) {
   }
 }
 
+TEST_F(SessionTest, BiasesAreCountedToTheByte) {
+  for (const auto& name : kTinyModels) {
+    SessionSettings settings = small(tiny(name));
+    settings.biases = true;
+    Session session(rt, settings);
+    const auto whole = int64_t(std::filesystem::file_size(tiny(name)));
+    for (double share : {0.5, 0.3, 0.22}) {
+      SCOPED_TRACE(name + " " + std::to_string(share));
+      const auto budget = int64_t(double(whole) * share);
+      const Plan plan = session.plan(size_goal(budget));
+      EXPECT_LE(plan.predicted_bytes, budget);
+      const Model cut = session.cut(plan);
+      const Comparison proof = session.prove(cut);
+      const auto out = folder.path() / "out.gguf";
+      session.write(out, cut, plan, proof);
+      EXPECT_EQ(int64_t(std::filesystem::file_size(out)), plan.predicted_bytes);
+      size_t biases = 0, before = 0;
+      for (const LinearMap* map : linear_maps(open_model(out.string())))
+        biases += !map->bias.empty();
+      for (const LinearMap* map : linear_maps(session.model())) before += !map->bias.empty();
+      if (name == "tiny_llama") {
+        EXPECT_EQ(before, 0);
+        EXPECT_EQ(biases, 3 * session.model().n_layers);
+      }
+      if (name == "tiny_gemma3") {
+        EXPECT_EQ(biases, 0);
+      }
+      EXPECT_GE(biases, before);
+    }
+  }
+}
+
 TEST_F(SessionTest, BitsPerWeightCountAllTensors) {
   Session session(rt, small(tiny("tiny_llama")));
   Goal goal;

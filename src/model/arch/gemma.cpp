@@ -13,6 +13,7 @@ const Architecture gemma3_architecture{
     .post_norms = true,
     .scaled_embedding = true,
     .tied_head_loads = true,
+    .biases = OptionalBiases::none,
     .window_pattern = 6,
     .window_rope_base = 10000,
 };

@@ -12,6 +12,7 @@ const Architecture qwen2_architecture{
     .post_norms = false,
     .scaled_embedding = false,
     .tied_head_loads = true,
+    .biases = OptionalBiases::none,
     .window_pattern = 0,
     .window_rope_base = 0,
 };
@@ -26,6 +27,7 @@ const Architecture qwen3_architecture{
     .post_norms = false,
     .scaled_embedding = false,
     .tied_head_loads = true,
+    .biases = OptionalBiases::none,
     .window_pattern = 0,
     .window_rope_base = 0,
 };

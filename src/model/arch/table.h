@@ -6,6 +6,12 @@
 
 namespace mt {
 
+// Biases that the readers of an architecture load where a file has them, and do without otherwise.
+enum class OptionalBiases {
+  none,
+  all,  // of every map of a layer
+};
+
 // What a family of models is, as data. Sizes come from the file's metadata.
 struct Architecture {
   std::string_view name;  // general.architecture
@@ -15,6 +21,7 @@ struct Architecture {
   bool post_norms;        // RMSNorm of what attention and MLP add
   bool scaled_embedding;  // embedding times sqrt(d_model)
   bool tied_head_loads;   // readers take a file without output.weight
+  OptionalBiases biases;
   // Layer l sees a sliding window where l % pattern < pattern - 1 (0: no windows). Such layers
   // have a RoPE base of their own and no position scaling.
   int window_pattern;
