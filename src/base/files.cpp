@@ -125,14 +125,12 @@ void AtomicFile::write(const std::string& text) {
 void AtomicFile::commit() {
   if (::fsync(fd_) != 0) throw_error("{}: sync failed: {}", path_.string(), std::strerror(errno));
   ::close(std::exchange(fd_, -1));
-  int failed = -1;
-  if (!replace_) {
-    failed = ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(), RENAME_NOREPLACE);
-    if (failed != 0 && errno == EEXIST)
-      throw_error("{}: exists; it was not there when this began", path_.string());
-  }
+  const bool moved = !replace_ && ::renameat2(AT_FDCWD, temporary_.c_str(), AT_FDCWD, path_.c_str(),
+                                              RENAME_NOREPLACE) == 0;
+  if (!replace_ && !moved && errno == EEXIST)
+    throw_error("{}: exists; it was not there when this began", path_.string());
   // Not every file system can refuse.
-  if (failed != 0 && ::rename(temporary_.c_str(), path_.c_str()) != 0)
+  if (!moved && ::rename(temporary_.c_str(), path_.c_str()) != 0)
     throw_error("{}: rename failed: {}", path_.string(), std::strerror(errno));
   temporary_.clear();
   int fd = ::open(folder_of(path_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);

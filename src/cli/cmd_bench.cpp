@@ -295,7 +295,7 @@ int run(Context& context, const Options& o) {
   const Model model = open_model(o.model);
   const Result result = measure(o, model);
   warn_beyond_training(
-      context, model,
+      context, model.context_length,
       *std::max_element(o.depths.begin(), o.depths.end()) + std::max(o.prompt, o.decode));
   if (context.json)
     context.print_json(to_json(o, model, result));

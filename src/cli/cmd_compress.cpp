@@ -53,7 +53,7 @@ int run(Context& context, const Options& options) {
   MemoryWatch memory;
   settings.refine_steps = options.refine_steps.value_or(goal.uniform ? 0 : kRefineByWeights);
   Session session(context.runtime(), settings);
-  warn_beyond_training(context, session.model(), settings.n_ctx);
+  warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   const auto [plan, cut, refined, proof, notes] =
       carry_out(session, goal, [&](const std::string& note) { context.note(note); });
   check_output(options.output, settings.model, options.force);  // hours may have passed

@@ -57,7 +57,7 @@ int run(Context& context, const Options& options) {
         settings.types.end())
       settings.types.push_back(d.chosen.dtype);
   Session session(context.runtime(), settings);
-  warn_beyond_training(context, session.model(), settings.n_ctx);
+  warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   if (!plan.model_sha256.empty() && plan.model_sha256 != session.model_sha256())
     throw_error("{}: made for another model: expected SHA-256 {}, {} has {}", options.plan.string(),
                 plan.model_sha256, settings.model.string(), session.model_sha256());

@@ -209,7 +209,7 @@ int run(Context& context, const Options& options) {
     }
     TokenWindows text_windows = windows_of_text(*tokenizer, read_text_file(options.text),
                                                 options.text, options.n_ctx, options.n_windows);
-    warn_beyond_training(context, model, options.n_ctx);
+    warn_beyond_training(context, model.context_length, options.n_ctx);
     Windows windows;
     for (int64_t w = 0; w < text_windows.count(); ++w) {
       auto ids = text_windows.window(w);

@@ -296,7 +296,7 @@ int run(Context& context, const Options& options) {
     if (!chats)
       throw Error("this model has no chat template to converse in: give a prompt with -p or -f");
     int64_t n_ctx = options.n_ctx > 0 ? options.n_ctx : std::min<int64_t>(longest, 4096);
-    warn_beyond_training(context, model, n_ctx);
+    warn_beyond_training(context, model.context_length, n_ctx);
     decoding.n_ctx = n_ctx;
     Generator generator(context.runtime(), model, *tokenizer, decoding);
     return converse(context, model, *tokenizer, generator, options);
@@ -322,7 +322,7 @@ int run(Context& context, const Options& options) {
   }
   if (!chats && !options.raw)
     context.note("the model has no chat template: the prompt is continued as plain text (--raw)");
-  warn_beyond_training(context, model, options.n_ctx > 0 ? options.n_ctx : n_ctx);
+  warn_beyond_training(context, model.context_length, options.n_ctx > 0 ? options.n_ctx : n_ctx);
   decoding.n_ctx = n_ctx;     // the cache is made for what is needed
   decoding.reuse = !several;  // each as it would be alone
   decoding.n_sequences = std::min(options.parallel, std::ssize(prompts));

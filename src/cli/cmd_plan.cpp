@@ -49,8 +49,7 @@ int run(Context& context, const Options& options) {
            !options.tensor_types.empty() || options.goal.given())
     throw_error(
         "--frontier shows many sizes at once: it takes no goal, no --search-time, no -o and no "
-        "--tensor-types; for a "
-        "file use --json > FILE");
+        "--tensor-types; for a file use --json > FILE");
   SessionSettings settings = options.session.resolved(goal ? &*goal : nullptr);
   settings.aims = false;  // a plan alone is not measured
   for (const auto& file : {options.output, options.tensor_types})
@@ -60,7 +59,7 @@ int run(Context& context, const Options& options) {
                   {"--db", db_name(settings)}});
   check_texts(settings, {options.output, options.tensor_types});
   Session session(context.runtime(), settings);
-  warn_beyond_training(context, session.model(), settings.n_ctx);
+  warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   const std::string model = shell_word(settings.model.string()), same = repeated(options.session);
   if (!goal) {
     show_frontier(context, session, options.frontier);

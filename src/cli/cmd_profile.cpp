@@ -22,7 +22,7 @@ int run(Context& context, const Options& options) {
   check_distinct({{"--imatrix", options.imatrix}, {"--db", db_name(settings)}});
   check_texts(settings, {options.imatrix});
   Session session(context.runtime(), settings);
-  warn_beyond_training(context, session.model(), settings.n_ctx);
+  warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   const Problem& problem = session.problem();
   if (!options.imatrix.empty()) write_imatrix(options.imatrix, session.imatrix());
 

@@ -67,8 +67,7 @@ std::string folded(const Context& context, std::string_view text);
 // A word of a command as a shell takes it: quoted where it must be.
 std::string shell_word(std::string_view word);
 
-// A note where a context is longer than what the model was trained on.
-void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx);
+// A note where a context is longer than what the model was trained on (0: it does not say).
 void warn_beyond_training(Context& context, int64_t trained, int64_t n_ctx);
 
 // The model that most commands open.

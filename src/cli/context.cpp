@@ -78,10 +78,6 @@ std::string folded(const Context& context, std::string_view text) {
   return wrapped("  ", text, context.out.is_terminal ? context.out.width() : 0, 4);
 }
 
-void warn_beyond_training(Context& context, const Model& model, int64_t n_ctx) {
-  warn_beyond_training(context, model.context_length, n_ctx);
-}
-
 void warn_beyond_training(Context& context, int64_t trained, int64_t n_ctx) {
   if (trained > 0 && n_ctx > trained)
     context.note(fmt::format(

@@ -307,16 +307,14 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
 
   std::map<std::string, const LinearMap*> maps;
   for (const LinearMap* map : linear_maps(cut)) maps[map->name] = map;
-  // Norms that were refined; the others keep the source's bytes.
+  // Norms that were refined and biases that were set; the others keep the source's bytes.
   std::map<std::string, SharedBytes> changed;
   const auto before = norms(source), after = norms(cut);
   for (size_t i = 0; i < after.size(); ++i)
     if (*after[i].gain != *before[i].gain) changed[after[i].name] = floats(*after[i].gain);
-  // Biases that were set; the others keep the source's bytes too.
-  std::map<std::string, SharedBytes> biases;
   for (const LinearMap* map : linear_maps(source))
     if (const auto it = maps.find(map->name); it != maps.end() && it->second->bias != map->bias)
-      biases[bias_name(*map)] = floats(it->second->bias);
+      changed[bias_name(*map)] = floats(it->second->bias);
   for (const Tensor& t : source.file->tensors) {
     auto it = maps.find(t.name);
     if (source.head && !cut.head && t.name == source.head->name) continue;
@@ -326,16 +324,15 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
       s.dtype = it->second->weight.dtype;
       data = it->second->weight.data;
     }
-    for (const auto* floats : {&changed, &biases})
-      if (const auto now = floats->find(t.name); now != floats->end()) {
-        s.dtype = Dtype::F32;
-        data = now->second;
-      }
+    if (const auto now = changed.find(t.name); now != changed.end()) {
+      s.dtype = Dtype::F32;
+      data = now->second;
+    }
     s.produce = writer(data);
     out.tensors.push_back(std::move(s));
     if (it != maps.end())
-      if (const auto bias = biases.find(bias_name(*it->second));
-          bias != biases.end() && !source.file->find_tensor(bias->first))
+      if (const auto bias = changed.find(bias_name(*it->second));
+          bias != changed.end() && !source.file->find_tensor(bias->first))
         out.tensors.push_back({.name = bias->first,
                                .shape = {it->second->weight.rows},
                                .dtype = Dtype::F32,

@@ -34,12 +34,12 @@ std::string head_of(const std::string& key, const RefineState& state) {
 
 std::string content_hash(const Model& model) {
   std::string text;
-  for (const LinearMap* map : linear_maps(model))
+  for (const LinearMap* map : linear_maps(model)) {
     text += fmt::format("{} {} {}\n", map->name, name(map->weight.dtype),
                         sha256_hex(map->weight.data.bytes));
-  for (const LinearMap* map : linear_maps(model))
     if (!map->bias.empty())
       text += fmt::format("{} bias {}\n", map->name, sha256_hex(bytes_of(map->bias)));
+  }
   for (const auto& norm : norms(model))
     text += fmt::format("{} {}\n", norm.name, sha256_hex(bytes_of(*norm.gain)));
   return sha256_hex(text);

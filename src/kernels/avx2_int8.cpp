@@ -112,17 +112,15 @@ MT_AVX2 void rounded_row(Dtype t, const std::byte* w, int64_t depth, Row& row) {
 
 void unpack_row(Dtype t, const std::byte* w, int64_t depth, Row& row) {
   const auto* p = reinterpret_cast<const uint8_t*>(w);
-  if (t == Dtype::Q4_0) return small_row<Dtype::Q4_0>(p, depth, row);
-  if (t == Dtype::Q4_1) return small_row<Dtype::Q4_1>(p, depth, row);
-  if (t == Dtype::Q5_0) return small_row<Dtype::Q5_0>(p, depth, row);
-  if (t == Dtype::Q5_1) return small_row<Dtype::Q5_1>(p, depth, row);
-  if (t == Dtype::Q8_0) return small_row<Dtype::Q8_0>(p, depth, row);
-  if (t == Dtype::IQ4_NL) return small_row<Dtype::IQ4_NL>(p, depth, row);
-  if (t == Dtype::Q3_K) return q3_k_row(p, row);
-  if (t == Dtype::Q4_K) return k_row<Dtype::Q4_K>(p, row);
-  if (t == Dtype::Q5_K) return k_row<Dtype::Q5_K>(p, row);
-  if (t == Dtype::Q6_K) return k_row<Dtype::Q6_K>(p, row);
-  if (t == Dtype::IQ4_XS) return k_row<Dtype::IQ4_XS>(p, row);
+  const auto own = [&]<Dtype T>() {
+    if constexpr (int8_small(T))
+      small_row<T>(p, depth, row);
+    else if constexpr (T == Dtype::Q3_K)
+      q3_k_row(p, row);
+    else
+      k_row<T>(p, row);
+  };
+  if (int8_by_format(t, own)) return;
   if (!int8_own_codes(t)) return rounded_row(t, w, depth, row);
   Int8Row plain;
   int8_plain_row(t, w, depth, plain);

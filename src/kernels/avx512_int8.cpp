@@ -194,17 +194,19 @@ MT_AVX512 void rounded_row(Dtype t, const std::byte* w, int64_t depth, Row& row)
 
 MT_AVX512 void unpack_row(Dtype t, const std::byte* w, int64_t depth, Row& row) {
   const auto* p = reinterpret_cast<const uint8_t*>(w);
-  if (t == Dtype::Q4_0) return small_row<Dtype::Q4_0>(p, depth, row);
-  if (t == Dtype::Q4_1) return small_row<Dtype::Q4_1>(p, depth, row);
-  if (t == Dtype::Q5_0) return small_row<Dtype::Q5_0>(p, depth, row);
-  if (t == Dtype::Q5_1) return small_row<Dtype::Q5_1>(p, depth, row);
-  if (t == Dtype::Q8_0) return small_row<Dtype::Q8_0>(p, depth, row);
-  if (t == Dtype::IQ4_NL) return small_row<Dtype::IQ4_NL>(p, depth, row);
-  if (t == Dtype::Q3_K) return q3_k_row(p, row);
-  if (t == Dtype::Q4_K) return k4_row<false>(p, row);
-  if (t == Dtype::Q5_K) return k4_row<true>(p, row);
-  if (t == Dtype::Q6_K) return q6_k_row(p, row);
-  if (t == Dtype::IQ4_XS) return iq4_xs_row(p, row);
+  const auto own = [&]<Dtype T>() MT_AVX512 {
+    if constexpr (int8_small(T))
+      small_row<T>(p, depth, row);
+    else if constexpr (T == Dtype::Q3_K)
+      q3_k_row(p, row);
+    else if constexpr (T == Dtype::Q6_K)
+      q6_k_row(p, row);
+    else if constexpr (T == Dtype::IQ4_XS)
+      iq4_xs_row(p, row);
+    else
+      k4_row<T == Dtype::Q5_K>(p, row);
+  };
+  if (int8_by_format(t, own)) return;
   if (t == Dtype::IQ2_XXS) return lattice_row<Dtype::IQ2_XXS>(p, row);
   if (t == Dtype::IQ2_XS) return lattice_row<Dtype::IQ2_XS>(p, row);
   if (t == Dtype::IQ2_S) return lattice_row<Dtype::IQ2_S>(p, row);

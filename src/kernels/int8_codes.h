@@ -40,6 +40,23 @@ inline void int8_describe(Dtype t, Int8Panel& panel) {
   panel.largest = int8_largest(t);
 }
 
+// Blocks of 32.
+constexpr bool int8_small(Dtype t) {
+  return t == Dtype::Q4_0 || t == Dtype::Q4_1 || t == Dtype::Q5_0 || t == Dtype::Q5_1 ||
+         t == Dtype::Q8_0 || t == Dtype::IQ4_NL;
+}
+
+// f.operator()<format>() of a format whose codes are its own, lattices apart; false: of no such.
+template <class F>
+bool int8_by_format(Dtype t, F&& f) {
+  auto one_of = [&]<Dtype... T>() {
+    return ((t == T && (f.template operator()<T>(), true)) || ...);
+  };
+  return one_of.template
+  operator()<Dtype::Q4_0, Dtype::Q4_1, Dtype::Q5_0, Dtype::Q5_1, Dtype::Q8_0, Dtype::IQ4_NL,
+             Dtype::Q3_K, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K, Dtype::IQ4_XS>();
+}
+
 // f.operator()<by groups of 16, with minima>().
 template <class F>
 void int8_by_layout(const Int8Panel& panel, F&& f) {

@@ -49,10 +49,8 @@ const Kernels& choose() {
     names += table->name;
   }
   const bool known = std::ranges::any_of(kNames, [&](std::string_view n) { return n == wanted; });
-  throw_error("MICROTOME_ISA: '{}' {}, which runs: {}", wanted,
-              known ? "does not run on this processor"
-                    : "is no instruction set that this program knows, on this processor",
-              names);
+  throw_error("MICROTOME_ISA: '{}' {}; this processor runs: {}", wanted,
+              known ? "does not run here" : "is no name that this program knows", names);
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 
 #include <gtest/gtest.h>
 
-#include "base/error.h"
 #include "measure/place_loss.h"
 #include "plan/ask.h"
 #include "run/tiny.h"

@@ -63,6 +63,11 @@ class LearnedScalesTest : public testing::Test {
     copy.data = {own, std::span<const std::byte>(own->data(), own->size())};
     return copy;
   }
+  // Of a made model, bytes of its own.
+  Weight embedding_as(Dtype dtype) {
+    return copy_of(
+        encode_weight(rt_, made().embedding.weight, dtype, row_weights(nullptr, "w", Role::map)));
+  }
   static std::byte* block_of(const Weight& w, int64_t block) {
     return const_cast<std::byte*>(w.data.bytes.data()) + block * info(w.dtype).block_bytes;
   }
@@ -240,10 +245,8 @@ TEST_F(LearnedScalesTest, StartsFromTheNumbersThatAreThere) {
 
 // A gradient of +1 everywhere, then -1: numbers go to their format's end and no further.
 TEST_F(LearnedScalesTest, NumbersStayWithinTheirFormat) {
-  const Model model = made();
   for (Dtype dtype : kLearned) {
-    const Weight w = copy_of(
-        encode_weight(rt_, model.embedding.weight, dtype, row_weights(nullptr, "w", Role::map)));
+    const Weight w = embedding_as(dtype);
     const SubScales subs = sub_scales(dtype);
     State state(w);
     start_sub_scales(w, state.view());
@@ -264,10 +267,8 @@ TEST_F(LearnedScalesTest, NumbersStayWithinTheirFormat) {
 
 // As a damaged checkpoint may bring them: no number spills into its neighbours' bits.
 TEST_F(LearnedScalesTest, LatentsBeyondTheFormatAreWrittenAsItsEnds) {
-  const Model model = made();
   for (Dtype dtype : kLearned) {
-    const Weight w = copy_of(
-        encode_weight(rt_, model.embedding.weight, dtype, row_weights(nullptr, "w", Role::map)));
+    const Weight w = embedding_as(dtype);
     const SubScales subs = sub_scales(dtype);
     State state(w);
     start_sub_scales(w, state.view());
