@@ -132,8 +132,7 @@ TEST_F(SessionTest, BiasesAreCountedToTheByte) {
       EXPECT_EQ(int64_t(std::filesystem::file_size(out)), plan.predicted_bytes);
       size_t biases = 0, before = 0;
       const Model written = open_model(out.string());
-      for (const LinearMap* map : linear_maps(written))
-        biases += !map->bias.empty();
+      for (const LinearMap* map : linear_maps(written)) biases += !map->bias.empty();
       for (const LinearMap* map : linear_maps(session.model())) before += !map->bias.empty();
       if (name == "tiny_llama") {
         EXPECT_EQ(before, 0);
