@@ -5,6 +5,7 @@
 #include <ctime>
 
 #include "base/error.h"
+#include "base/machine.h"
 #include "base/random.h"
 #include "cut/encode.h"
 #include "cut/refine.h"
@@ -20,6 +21,7 @@ int main(int argc, char** argv) {
     fmt::print("refine_bench MODEL [TYPE [TOKENS [STEPS [bf16]]]]\n");
     return 2;
   }
+  keep_freed_memory();
   try {
     const Model model = open_model(argv[1]);
     const std::string wanted = argc > 2 ? argv[2] : "Q4_0";

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/machine.h"
 #include "base/version.h"
 #include "cli/command.h"
 #include "cli/interrupt.h"
@@ -237,6 +238,7 @@ int run_and_report(int argc, char** argv) {
 }  // namespace mt::cli
 
 int main(int argc, char** argv) {
+  mt::keep_freed_memory();
   mt::cli::install_signal_handlers();
   const int code = mt::cli::run_and_report(argc, argv);
 #ifndef __SANITIZE_ADDRESS__  // which looks for leaks at the end
