@@ -1,3 +1,5 @@
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -14,6 +16,7 @@
 #include "cli/command.h"
 #include "cli/interrupt.h"
 #include "cli/progress_draw.h"
+#include "cli/terminal.h"
 
 namespace mt::cli {
 namespace {
@@ -50,6 +53,27 @@ std::string indented_examples(std::string_view examples) {
     size_t end = examples.find('\n');
     text += fmt::format("  {}\n", examples.substr(0, end));
     examples.remove_prefix(end == examples.npos ? examples.size() : end + 1);
+  }
+  return text;
+}
+
+constexpr int64_t kHelpColumn = 28, kHelpWidth = 100;  // where there is no terminal to ask
+
+// Descriptions of options broken into lines of at most `width` columns; examples stay whole.
+std::string help_of_width(std::string_view help, int64_t width) {
+  std::string text;
+  bool examples = false;
+  for (size_t end; !help.empty(); help.remove_prefix(std::min(help.size(), end + 1))) {
+    end = std::min(help.find('\n'), help.size());
+    const std::string_view line = help.substr(0, end);
+    examples = examples || line == "Examples:";
+    const size_t column = line.starts_with(' ') ? size_t{kHelpColumn} : 0;
+    // An option's name may be longer than its column.
+    const bool folds = line.size() > column && (column == 0 || line[column - 1] == ' ');
+    if (examples || columns(line) <= width || !folds)
+      text += fmt::format("{}\n", line);
+    else
+      text += wrapped(line.substr(0, column), line.substr(column), width, int64_t(column));
   }
   return text;
 }
@@ -155,7 +179,7 @@ int run_program(int argc, char** argv, Context& context) {
   app.set_version_flag("--version", fmt::format("microtome {}", version()));
   app.require_subcommand(1);
   app.footer(all_examples());
-  app.get_formatter()->column_width(28);
+  app.get_formatter()->column_width(kHelpColumn);
   add_common_options(app, context);
   std::vector<std::pair<CLI::App*, Run>> runs;
   for (const Command* c : commands) {
@@ -174,7 +198,9 @@ int run_program(int argc, char** argv, Context& context) {
     const CLI::App* asked = &app;
     for (const auto& [sub, run] : runs)
       if (sub->parsed()) asked = sub;
-    context.print(asked == &app ? app.help() : asked->help("microtome"));
+    const Terminal out(STDOUT_FILENO);
+    context.print(help_of_width(asked == &app ? app.help() : asked->help("microtome"),
+                                out.is_terminal ? out.width() : kHelpWidth));
     context.flush();
     return exit_done;
   } catch (const CLI::CallForVersion& asked) {

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "cli/progress_draw.h"
 #include "cli/progress_line.h"
@@ -32,6 +33,14 @@ TEST(Program, HelpOfEveryCommandHasItsExamples) {
     EXPECT_NE(help.out.find("microtome " + command + " "), std::string::npos) << command;
     EXPECT_NE(help.out.find("--json"), std::string::npos) << command;
     EXPECT_NE(all.out.find("microtome " + command + " "), std::string::npos) << command;
+  }
+}
+
+TEST(Program, HelpFoldsItsLines) {
+  for (const auto& command : kCommands) {
+    const std::string help = run({command, "--help"}).out;
+    std::istringstream lines(help.substr(0, help.find("Examples:")));
+    for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 100u) << line;
   }
 }
 
