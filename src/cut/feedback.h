@@ -1,37 +1,8 @@
 #pragma once
-#include <string>
-
+#include "cut/curvature.h"
 #include "cut/encode.h"
 
 namespace mt {
-
-// Sum of x x^T over calibration tokens, [n, n].
-class SecondMoment {
- public:
-  explicit SecondMoment(int64_t n);
-  // x: [n_tokens, n]. Products of a call are summed in f32, calls in f64.
-  void add(const Runtime& rt, ConstMatrix x);
-  int64_t n() const { return n_; }
-  int64_t n_tokens() const { return n_tokens_; }
-  double at(int64_t i, int64_t j) const {
-    return i >= j ? sums_[static_cast<size_t>(i * n_ + j)] : sums_[static_cast<size_t>(j * n_ + i)];
-  }
-
- private:
-  int64_t n_, n_tokens_ = 0;
-  AlignedBuffer<double> sums_;  // the lower triangle
-};
-
-// The curvature of the error of one linear map's rows: half of d2 error / dw^2 up to a factor.
-// Off the diagonal the estimate from few tokens is mostly noise: it is shrunk by
-// n_tokens / (n + n_tokens), and a hundredth of the mean of the diagonal is added to the diagonal.
-struct Curvature {
-  MatrixBuffer h;        // [n, n]
-  MatrixBuffer unit;     // h = unit diag(d) unit^T, unit lower triangular with ones
-  std::vector<float> d;  // [n]
-  // Throws Error that names `map` where the moments are not finite.
-  static Curvature of(const Runtime& rt, const SecondMoment& moment, const std::string& map);
-};
 
 struct FeedbackStats {
   double plain = 0, best = 0;  // sums over rows of e h e^T, of the plain search and of what is kept
@@ -42,8 +13,9 @@ struct FeedbackStats {
 // (w - q) h (w - q)^T is lowered, from the better of two starts, the plain search and error
 // feedback (columns from last to first, each taking up the errors made before it: Frantar et al.
 // 2022, in the LDL form of Chee et al. 2023), by coordinate descent on codes (Nair and Suggala
-// 2024) and on the f16 scales, which the form has a closed minimum for. Formats without a code for
-// each weight are encoded plainly. Adds to `stats` unless it is null. The same bytes for any number
+// 2024) and on the f16 scales, which the form has a closed minimum for; IQ2 and IQ3 by cells of
+// eight weights. Formats with neither codes of weights nor such cells (IQ1, TQ1_0, NVFP4, F16 ...)
+// are encoded plainly. Adds to `stats` unless it is null. The same bytes for any number
 // of threads.
 Weight encode_with_feedback(const Runtime& rt, const Weight& source, Dtype dtype,
                             const Curvature& curvature, const RowWeights& weights,

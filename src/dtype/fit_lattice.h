@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dtype/lanes.h"
+#include "dtype/lattice_codes.h"
 
 // scale * word with signs: the search for words and scales of one super-block of 256 weights.
 //
@@ -19,7 +20,6 @@
 // takes 2 min w |x| v from p. Eight weights that share signs are a cell, of one or two words.
 namespace mt {
 
-inline constexpr int kCells = 32;
 inline constexpr int kLines = 16;
 
 // Components of a code's words, one row a component.

@@ -1,0 +1,65 @@
+#pragma once
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "cut/feedback.h"
+
+namespace mt {
+
+// Rows that one task of error feedback rounds. Subclasses know what codes of a format are.
+class RowsFitter {
+ public:
+  static constexpr int64_t kRows = 32;  // at most
+
+  RowsFitter(const Runtime& rt, const Weight& source, Dtype dtype, const Curvature& curvature);
+  virtual ~RowsFitter() = default;
+  // first + count rows into dst, one after another.
+  FeedbackStats fit(int64_t first, int64_t count, const RowWeights& weights, std::byte* dst);
+
+  // Lowers the form of one encoded row whose slope is given, for as long as the slope falls short
+  // of zero: `slope` becomes that of the new codes, `step` what they add to the error.
+  void refit(std::byte* encoded, float* slope, float* step);
+
+ protected:
+  // Gives block b of row r the codes that suit `target`, whose scales `at` has already, each weight
+  // taking up the errors of those behind it: what a weight errs by goes into error_, and what that
+  // asks of those before it into target.
+  virtual void feed_block(int64_t r, int64_t b, float* target, std::byte* at) = 0;
+  // One round of coordinate descent over the block's codes, and over what scales are stored as
+  // whole numbers; returns how many weights changed.
+  virtual int64_t codes_of_block(int64_t r, int64_t b, std::byte* at) = 0;
+  // Value i of row r grows by `step`.
+  void move(int64_t r, int64_t i, float step);
+
+  const Runtime& rt_;
+  const Weight& source_;
+  const Dtype dtype_;
+  const DtypeInfo& format_;
+  const std::span<const int> offsets_;
+  const Curvature& c_;
+  const int64_t n_, length_, row_bytes_;
+  int64_t count_ = 0;
+  MatrixBuffer values_, error_, slope_;  // [row, column]; slope: error h
+
+ private:
+  std::byte* row(std::vector<std::byte>& of, int64_t r) { return of.data() + r * row_bytes_; }
+  void normalise();
+  void feed_back();
+  std::vector<double> forms(std::vector<std::byte>& encoded);
+  void descend(int64_t r);
+  void field_of_block(int64_t r, int64_t b, std::byte* at, size_t field);
+
+  std::vector<float> weights_;
+  std::vector<std::byte> plain_, fed_;  // encoded rows; in the end plain_ holds the best
+};
+
+// False: formats whose weights have neither codes of their own nor words.
+bool takes_feedback(Dtype dtype);
+std::unique_ptr<RowsFitter> rows_fitter(const Runtime& rt, const Weight& source, Dtype dtype,
+                                        const Curvature& curvature);
+// For formats with words of magnitudes (dtype/lattice_codes.h).
+std::unique_ptr<RowsFitter> lattice_rows(const Runtime& rt, const Weight& source, Dtype dtype,
+                                         const Curvature& curvature);
+
+}  // namespace mt
