@@ -1,5 +1,6 @@
 #include "base/machine.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -7,10 +8,65 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
+#include <filesystem>
 #include <fstream>
+#include <optional>
 #include <sstream>
 
 namespace mt {
+namespace {
+
+// The number behind a word at the start of a line: "MemAvailable:  123 kB".
+std::optional<int64_t> number_in(const std::filesystem::path& file, const std::string& word) {
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string first;
+    int64_t number = 0;
+    if (words >> first && first == word && words >> number) return number;
+  }
+  return std::nullopt;
+}
+
+// A file that is one number; "max" is none.
+std::optional<int64_t> number_of(const std::filesystem::path& file) {
+  std::ifstream in(file);
+  int64_t number = 0;
+  if (in >> number) return number;
+  return std::nullopt;
+}
+
+// What this process's group and those around it leave. In a container the tree may begin at the
+// group itself, under another name than /proc says.
+int64_t cgroup_room() {
+  int64_t room = INT64_MAX;
+  auto look = [&](const std::filesystem::path& folder, const char* limit, const char* used) {
+    const auto most = number_of(folder / limit), now = number_of(folder / used);
+    if (!most || !now) return;
+    const auto files = number_in(folder / "memory.stat", "inactive_file").value_or(0) +
+                       number_in(folder / "memory.stat", "active_file").value_or(0);
+    room = std::min(room, std::max<int64_t>(0, *most - *now + files));
+  };
+  std::ifstream in("/proc/self/cgroup");
+  for (std::string line; std::getline(in, line);) {
+    const auto first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    const bool old = controllers.find("memory") != std::string::npos;
+    if (!old && !controllers.empty()) continue;
+    const std::filesystem::path root = old ? "/sys/fs/cgroup/memory" : "/sys/fs/cgroup";
+    for (std::filesystem::path at = line.substr(second + 1);; at = at.parent_path()) {
+      const auto folder = root / at.relative_path();
+      look(folder, old ? "memory.limit_in_bytes" : "memory.max",
+           old ? "memory.usage_in_bytes" : "memory.current");
+      if (!at.has_relative_path()) break;
+    }
+  }
+  return room;
+}
+
+}  // namespace
 
 std::string cpu_name() {
   std::ifstream in("/proc/cpuinfo");
@@ -41,6 +97,24 @@ void keep_freed_memory() {
   mallopt(M_MMAP_THRESHOLD, 256 << 20);
   mallopt(M_TRIM_THRESHOLD, 512 << 20);
 #endif
+}
+
+int64_t free_memory_bytes() {
+  const auto available = number_in("/proc/meminfo", "MemAvailable:");
+  return std::min(available ? *available * 1024 : INT64_MAX, cgroup_room());
+}
+
+int64_t free_address_bytes() {
+  int64_t room = INT64_MAX;
+  auto look = [&](auto resource, const char* used) {
+    rlimit limit{};
+    if (getrlimit(resource, &limit) != 0 || limit.rlim_cur >= rlim_t{INT64_MAX}) return;
+    const auto now = number_in("/proc/self/status", used);
+    if (now) room = std::min(room, std::max<int64_t>(0, int64_t(limit.rlim_cur) - *now * 1024));
+  };
+  look(RLIMIT_AS, "VmSize:");
+  look(RLIMIT_DATA, "VmData:");
+  return room;
 }
 
 int64_t anonymous_bytes() {

@@ -12,6 +12,13 @@ std::string cpu_name();
 // Physical memory of the machine; 0 where unknown.
 int64_t machine_bytes();
 
+// Memory that this process may still take without pushing others out: of the machine and of its
+// cgroup, pages of files that can be read again counted as free. INT64_MAX where unknown.
+int64_t free_memory_bytes();
+
+// Addresses that limits (ulimit -v, -d) leave this process; INT64_MAX where there are none.
+int64_t free_address_bytes();
+
 // Anonymous memory of this process now (mapped model files not counted); 0 where unknown.
 int64_t anonymous_bytes();
 

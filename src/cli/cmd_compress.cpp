@@ -121,7 +121,7 @@ Run add(CLI::App& app) {
   app.add_flag("--no-html", options->no_page, "Write no HTML page");
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
   declare_search(app, options->session.settings.search_seconds);
-  declare_refine(app, options->refine_steps,
+  declare_refine(app, options->refine_steps, options->session.settings.refine_by,
                  "80, fewer for models of more than 500 million weights, none with --type");
   app.add_option("--frontier", options->frontier, "Points of the size/KL curve (default: 12)")
       ->check(within(0, 200))

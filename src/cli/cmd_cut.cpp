@@ -147,7 +147,7 @@ Run add(CLI::App& app) {
   options->session.declare(app);
   declare_feedback(app, options->session.settings.feedback);
   declare_biases(app, options->session.settings.biases);
-  declare_refine(app, options->refine_steps, "0");
+  declare_refine(app, options->refine_steps, options->session.settings.refine_by, "0");
   app.add_option("PLAN", options->plan, "A plan as 'microtome plan' writes it")->required();
   app.add_option("-o,--output", options->output, "The GGUF file to write")
       ->required()

@@ -111,7 +111,18 @@ void declare_biases(CLI::App& app, bool& biases) {
                "are there); counted in the file's size (default: no)");
 }
 
-void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise) {
+void declare_refine(CLI::App& app, std::optional<int64_t>& steps, RefineBy& by,
+                    const std::string& otherwise) {
+  app.add_option_function<std::string>(
+         "--refine-by",
+         [&by](const std::string& what) {
+           by = what == "model" ? RefineBy::model : RefineBy::layer;
+         },
+         "Refine by a backward pass through the whole model, or layer after layer on the layer's "
+         "output: memory for one layer, about the same time, less gain (default: model where it "
+         "has room, else layer)")
+      ->check(CLI::IsMember({"model", "layer"}))
+      ->type_name("WHAT");
   app.add_option("--refine", steps,
                  fmt::format("Steps of gradient descent on scales, norms and codes of few bits "
                              "after the cut (default: {})",

@@ -21,7 +21,8 @@ void declare_feedback(CLI::App& app, Feedback& feedback);
 double parse_duration(const std::string& text);
 void declare_search(CLI::App& app, double& seconds);
 void declare_biases(CLI::App& app, bool& biases);
-void declare_refine(CLI::App& app, std::optional<int64_t>& steps, const std::string& otherwise);
+void declare_refine(CLI::App& app, std::optional<int64_t>& steps, RefineBy& by,
+                    const std::string& otherwise);
 
 // The options among these that another command needs to find the same measurements: " --text
 // a.txt".

@@ -134,12 +134,29 @@ void finish(Session& session, Result& result) {
 
 }  // namespace
 
+namespace {
+
+std::string how_by_layer(const Refined& r) {
+  const std::string why =
+      r.needed_bytes > 0
+          ? fmt::format("a backward pass through the whole model takes about {} MB, {} MB are free",
+                        r.needed_bytes / 1'000'000, std::max<int64_t>(0, r.room_bytes) / 1'000'000)
+          : "as asked";
+  return fmt::format(
+      "refined layer by layer on the layers' outputs ({}), on {} windows of text; what follows of "
+      "its own text is of the last steps, on final norm and head",
+      why, r.n_windows);
+}
+
+}  // namespace
+
 void refine_and_prove(Session& session, Result& result) {
   Refined r = session.refine(result.plan, result.cut);
   result.refined = std::move(r.model);
   result.proof = session.prove(result.refined);
   if (r.losses.empty()) return;
   const Comparison before = session.prove(result.cut);
+  if (r.by_layer) result.notes.push_back(how_by_layer(r));
   const std::string found = fmt::format(
       "{} steps on {} scales, {} norm gains and {} codes: mean KL {:.4g} before and {:.4g} after, "
       "on the text of the proof; on its own text {:.4g} over the first tenth of the steps, {:.4g} "

@@ -9,6 +9,7 @@
 #include "base/machine.h"
 #include "base/progress.h"
 #include "base/version.h"
+#include "cut/refine_layers.h"
 #include "cut/refine_state.h"
 #include "file/model_hash.h"
 #include "file/open.h"
@@ -159,8 +160,10 @@ Refined Session::refine(const Plan& plan, const Model& cut) {
   settings.checkpoint = settings_.db;
   settings.checkpoint += ".refine-" + sha256_hex(to_json(plan)).substr(0, 12);
   refine_states_.push_back(settings.checkpoint);
+  settings.by = settings_.refine_by;
+  settings.channel_weights = stream_weights(*model_, profile());
   Refined refined = mt::refine(rt_, *model_, cut, calibration().refine, settings);
-  refined_[to_json(plan)] = {refined.first_loss(), refined.last_loss()};
+  refined_[to_json(plan)] = {refined.first_loss(), refined.last_loss(), refined.by_layer};
   return refined;
 }
 
@@ -233,8 +236,11 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.biases = settings_.biases;
   r.refine_steps = steps_of(plan);
   if (const auto it = refined_.empty() ? refined_.end() : refined_.find(to_json(plan));
-      it != refined_.end())
-    std::tie(r.refine_first_kl, r.refine_last_kl) = it->second;
+      it != refined_.end()) {
+    r.refine_first_kl = it->second.first;
+    r.refine_last_kl = it->second.last;
+    r.refined_by_layer = it->second.layer;
+  }
   return r;
 }
 
@@ -271,8 +277,7 @@ void Session::write(const std::filesystem::path& path, const Model& cut, const P
   check_unchanged();
   Output output = output_of(*model_, cut, receipt(plan, proof ? &*proof : nullptr));
   write_gguf(path, output.metadata, output.tensors, replace);
-  std::error_code none;
-  for (const auto& state : refine_states_) std::filesystem::remove(state, none);
+  for (const auto& state : refine_states_) remove_refine_state(state);
 }
 
 Report Session::report(const Plan& plan, const Model& cut, const Comparison& proof) {

@@ -27,6 +27,7 @@ struct SessionSettings : CalibrationSettings {
   int64_t n_measured = 24;    // places whose loss is measured, not only predicted
   double search_seconds = 0;  // of local search on measured KL, after a plan for bytes
   Feedback feedback = Feedback::none;
+  RefineBy refine_by = RefineBy::automatic;
   bool biases = false;            // corrected for the mean error of rounding (cut/biases.h)
   std::filesystem::path imatrix;  // weigh rounding by it instead of a profile (cut only)
 };
@@ -141,8 +142,13 @@ class Session {
   PlaceOptions sampled_;                         // measured before anything is planned
   PlaceOptions checked_;                         // these, and what the last plan rests on
   std::optional<Problem> problem_;
-  std::map<std::string, Weight> cut_;                         // of the last cut, by candidate
-  std::map<std::string, std::pair<double, double>> refined_;  // by plan: loss at first and at last
+  std::map<std::string, Weight> cut_;  // of the last cut, by candidate
+  // By plan: loss at first and at last, and whether layer by layer.
+  struct RefinedBy {
+    double first = 0, last = 0;
+    bool layer = false;
+  };
+  std::map<std::string, RefinedBy> refined_;
   std::vector<std::filesystem::path> refine_states_;
 };
 

@@ -301,6 +301,8 @@ Output output_of(const Model& source, const Model& cut, const Receipt& receipt) 
   if (receipt.biases) set("microtome.biases", std::string("corrected"));
   if (receipt.refine_steps > 0) {
     set("microtome.refine.steps", receipt.refine_steps);
+    // As long as each other: the file's size is known before it is refined.
+    set("microtome.refine.by", std::string(receipt.refined_by_layer ? "layer" : "model"));
     set("microtome.refine.kl_first", receipt.refine_first_kl);
     set("microtome.refine.kl_last", receipt.refine_last_kl);
   }

@@ -43,8 +43,9 @@ struct Receipt {
   double measured_kl_low = 0, measured_kl_high = 0;
   double measured_same_top = 0;
   Feedback feedback = Feedback::none;
-  bool biases = false;                             // corrected for the mean error
-  int64_t refine_steps = 0;                        // 0: not refined, and nothing is said of it
+  bool biases = false;       // corrected for the mean error
+  int64_t refine_steps = 0;  // 0: not refined, and nothing is said of it
+  bool refined_by_layer = false;
   double refine_first_kl = 0, refine_last_kl = 0;  // on calibration text
 };
 

@@ -11,8 +11,19 @@
 
 namespace mt {
 
+// A backward pass through the whole model at every step, or layer after layer on the layer's own
+// output; automatic: by layer where the whole has no room.
+enum class RefineBy { automatic, model, layer };
+
 struct RefineSettings {
-  int64_t steps = 80;
+  int64_t steps = 80;  // by layer: of every layer
+  RefineBy by = RefineBy::automatic;
+  int64_t room_bytes = 0;  // memory that decides; 0: what is free
+  // By layer: how much an error in each channel of the stream after a layer counts, layer by layer
+  // [n_layers][d_model]; empty: all alike.
+  std::vector<std::vector<float>> channel_weights;
+  // By layer: both models' streams of all windows stay within this; else fewer windows are read.
+  int64_t stream_bytes = int64_t{512} << 20;
   // Short windows are taken together while a step has not read so many tokens. One window of
   // sampled text: a step then costs half, and for the same tokens the loss is no higher
   // (docs/results.md).
@@ -41,9 +52,11 @@ struct RefineSettings {
   double decay_to = 0.02;  // share of the step size that a half cosine leaves at the end
   Path path = Path::bf16;  // of both models' passes; bf16 or exact
   bool kept = false;       // tensors that still are the original's bytes are refined too
-  // Where the state lies between runs; empty: nowhere. A run that finds the state of a run with
-  // the same models, windows and settings goes on from there and ends with the same bytes; any
-  // other state is overwritten. The caller removes the file when it is no longer wanted.
+  // Where the state lies between runs; empty: nowhere. By layer: files whose names begin so, each
+  // layer's when it is finished; the refined model's weights are mapped from them. A run that finds
+  // the state of a run with the same models, windows and settings goes on from there and ends with
+  // the same bytes; any other state is overwritten. The caller removes the file when it is no
+  // longer wanted.
   std::filesystem::path checkpoint;
   int64_t checkpoint_every = 20;
   // Called after every step with the number of steps done and the step's loss; may be empty.
@@ -51,12 +64,20 @@ struct RefineSettings {
 };
 
 struct Refined {
-  Model model;  // its refined weights lie in memory of their own
-  std::vector<double>
-      losses;  // of every step, before it: mean KL over the step's tokens, nats a token
+  // Its refined weights lie in memory of their own; by layer, with a checkpoint, in its files.
+  Model model;
+  // Of every step, before it: mean KL over the step's tokens, nats a token. By layer: the steps of
+  // every layer, whose loss is the error of its output as a share of what the layer adds; then
+  // those of final norm and head, whose loss is the KL.
+  std::vector<double> losses;
   int64_t n_scales = 0, n_norms = 0, n_codes = 0;  // parameters that were free
+  bool by_layer = false;
+  int64_t n_windows = 0;     // that were read
+  int64_t needed_bytes = 0;  // of memory for steps on the whole; 0: not asked
+  int64_t room_bytes = 0;    // that were free
 
-  // Means over the first and the last tenth of the steps: different windows, so a rough guide.
+  // Means over the first and the last tenth of the steps (by layer: of those at the end): different
+  // windows, so a rough guide.
   double first_loss() const;
   double last_loss() const;
 };
@@ -73,6 +94,11 @@ struct Refined {
 // be written.
 Refined refine(const Runtime& rt, const Model& original, const Model& cut,
                const std::vector<std::vector<int32_t>>& windows, const RefineSettings& settings);
+
+// What refine() needs at most for steps on the whole model, in bytes of memory beside the models.
+int64_t whole_refinement_bytes(const Model& original, const Model& cut,
+                               const std::vector<std::vector<int32_t>>& windows,
+                               const RefineSettings& settings);
 
 // Loss of one window and its gradient by every field (in the order of read_fields) and gain that
 // refine would move, under the tensors' names.

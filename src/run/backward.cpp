@@ -287,33 +287,73 @@ class Pass {
   Path path_;
 };
 
-}  // namespace
+// A window's forward pass, and what the backward pass reads of it.
+struct Trace {
+  std::vector<MatrixBuffer> streams;  // before every step, and after the last
+  Keeper keeper;
+  MatrixBuffer end;  // the normed final stream, or that after the last step
+};
 
-void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
-              const LogitsLoss& loss, const BackwardTaps& taps, const BackwardOptions& options) {
+Trace run_forward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
+                  bool whole, const BackwardOptions& options) {
   const int64_t n = std::ssize(tokens), d = model.d_model;
   assert(n > 0);
-  // The stream before every step, and after the last.
-  std::vector<MatrixBuffer> streams;
-  streams.emplace_back(n, d);
-  embed(rt, model, tokens, streams.back());
+  Trace trace{{}, Keeper(model, options.kept_bytes), {}};
+  trace.streams.emplace_back(n, d);
+  if (options.stream)
+    std::copy_n(options.stream->data(), n * d, trace.streams.back().data());
+  else
+    embed(rt, model, tokens, trace.streams.back());
   size_t n_sites = 0;
   for (const Step& step : model.steps) n_sites += step.sites.size();
   assert(n_sites == model.steps.size());  // parallel sites: not in any family yet
   KvCache cache(model, 1, n);
   const Chunk chunk{0, tokens};
-  const Path path = options.path;
   ForwardOptions forward_options;
-  forward_options.path = path;
-  Keeper keeper(model, options.kept_bytes);
+  forward_options.path = options.path;
+  forward_options.stream = options.stream;
+  if (!whole) forward_options.end_step = std::ssize(model.steps);
   forward_options.tap = [&](Point point, int64_t layer, Matrix value) {
     if (point == Point::head_in) return;
-    keeper.see(point, layer, value);
+    trace.keeper.see(point, layer, value);
     if (point != Point::stream) return;
-    streams.emplace_back(n, d);
-    std::copy_n(value.data, static_cast<size_t>(n * d), streams.back().data());
+    trace.streams.emplace_back(n, d);
+    std::copy_n(value.data, static_cast<size_t>(n * d), trace.streams.back().data());
   };
-  MatrixBuffer hidden = forward(rt, model, cache, {&chunk, 1}, forward_options);
+  trace.end = forward(rt, model, cache, {&chunk, 1}, forward_options);
+  return trace;
+}
+
+// d: d loss / d stream, after the last step at first, before the first in the end.
+void through_steps(const Runtime& rt, const Model& model, Trace& trace, const BackwardTaps& taps,
+                   Path path, Matrix d) {
+  trace.streams.pop_back();
+  Pass pass(rt, model, d.rows, taps, path);
+  for (size_t i = model.steps.size(); i-- > 0;) {
+    const Step& step = model.steps[i];
+    pass.site(step.sites.front(), trace.streams.back(), trace.keeper.at(step.layer), d);
+    trace.streams.pop_back();
+  }
+}
+
+}  // namespace
+
+void backward_of_steps(const Runtime& rt, const Model& model, const StreamLoss& loss,
+                       const BackwardTaps& taps, const BackwardOptions& options) {
+  assert(options.stream);
+  // Only their number counts where the stream is given.
+  const std::vector<int32_t> tokens(static_cast<size_t>(options.stream->rows()));
+  Trace trace = run_forward(rt, model, tokens, false, options);
+  loss(trace.end);
+  through_steps(rt, model, trace, taps, options.path, trace.end);
+}
+
+void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
+              const LogitsLoss& loss, const BackwardTaps& taps, const BackwardOptions& options) {
+  const int64_t n = std::ssize(tokens), d = model.d_model;
+  const Path path = options.path;
+  Trace trace = run_forward(rt, model, tokens, true, options);
+  MatrixBuffer& hidden = trace.end;
 
   // Head and loss, in slices of rows: the logits of a window need not fit in memory.
   MatrixBuffer dhidden(n, d);
@@ -345,17 +385,11 @@ void backward(const Runtime& rt, const Model& model, std::span<const int32_t> to
   }
 
   std::vector<float> dgain(static_cast<size_t>(d), 0.0f);
-  rms_norm_backward(rt, streams.back(), model.final_norm, model.norm_epsilon, dhidden, dhidden,
-                    taps.norm ? dgain.data() : nullptr);
+  rms_norm_backward(rt, trace.streams.back(), model.final_norm, model.norm_epsilon, dhidden,
+                    dhidden, taps.norm ? dgain.data() : nullptr);
   if (taps.norm) taps.norm(kFinalNorm, dgain);
-  streams.pop_back();
-  Pass pass(rt, model, n, taps, path);
-  for (size_t i = model.steps.size(); i-- > 0;) {
-    const Step& step = model.steps[i];
-    pass.site(step.sites.front(), streams.back(), keeper.at(step.layer), dhidden);
-    streams.pop_back();
-  }
-  if (taps.embed) {
+  through_steps(rt, model, trace, taps, path, dhidden);
+  if (taps.embed && !options.stream) {
     if (model.embedding_scale != 1.0f)
       for (int64_t i = 0; i < n * d; ++i) dhidden.data()[i] *= model.embedding_scale;
     taps.embed(tokens, dhidden);

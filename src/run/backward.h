@@ -34,6 +34,8 @@ struct BackwardOptions {
   // What the forward pass computed and need not be computed again: up to so many bytes. The
   // results do not depend on it.
   int64_t kept_bytes = int64_t{320} << 20;
+  // Start with this stream [n_tokens, d_model] instead of the embedding; taps.embed is not called.
+  const MatrixBuffer* stream = nullptr;
 };
 
 // One window of at least one token, from position 0: forward, loss, backward. The stream before
@@ -42,6 +44,14 @@ struct BackwardOptions {
 void backward(const Runtime& rt, const Model& model, std::span<const int32_t> tokens,
               const LogitsLoss& loss, const BackwardTaps& taps,
               const BackwardOptions& options = {});
+
+// Replaces the stream after the last step by d loss / d stream. stream:[n_tokens,d_model]
+using StreamLoss = std::function<void(Matrix stream)>;
+
+// The same for the steps alone, for a loss on the stream after the last of them: no final norm and
+// no head. From options.stream, which has to be there, its first row at position 0.
+void backward_of_steps(const Runtime& rt, const Model& model, const StreamLoss& loss,
+                       const BackwardTaps& taps, const BackwardOptions& options);
 
 // y = x / sqrt(mean(x^2) + epsilon) * gain: dx (overwritten; may be dy), dgain (added to; may be
 // null). x, dy, dx:[n,d]

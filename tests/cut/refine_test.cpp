@@ -11,68 +11,14 @@
 #include "cut/cut.h"
 #include "cut/encode.h"
 #include "cut/field_gradient.h"
+#include "cut/tiny_cuts.h"
 #include "cut/whole_gradient.h"
 #include "dtype/scale_fields.h"
-#include "run/tiny.h"
 
 namespace mt {
 namespace {
 
 using Windows = std::vector<std::vector<int32_t>>;
-
-Windows random_windows(int64_t n_vocab, int n, int length, uint32_t seed) {
-  std::mt19937 random(seed);
-  Windows windows(static_cast<size_t>(n));
-  for (auto& w : windows)
-    for (int i = 0; i < length; ++i)
-      w.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(n_vocab)));
-  return windows;
-}
-
-// Every map in the next format of the list that fits its rows.
-Model cut_to(const Runtime& rt, const Model& model, const std::vector<Dtype>& formats) {
-  Model cut = model;
-  size_t next = 0;
-  for (LinearMap* map : linear_maps(cut)) {
-    while (map->weight.cols % info(formats[next % formats.size()]).block_length) ++next;
-    map->weight = encode_weight(rt, map->weight, formats[next++ % formats.size()],
-                                row_weights(nullptr, map->name, Role::map));
-  }
-  return cut;
-}
-
-double kl(const Runtime& rt, const Model& original, const Model& cut, const Windows& windows) {
-  double sum = 0;
-  for (const auto& w : windows) {
-    MatrixBuffer p = all_logits(rt, original, w), q = all_logits(rt, cut, w);
-    for (int64_t t = 0; t < p.rows(); ++t) {
-      double zp = 0, zq = 0, loss = 0;
-      for (int64_t v = 0; v < p.cols(); ++v) {
-        zp += std::exp(double(p.row(t)[v]));
-        zq += std::exp(double(q.row(t)[v]));
-      }
-      for (int64_t v = 0; v < p.cols(); ++v) {
-        const double lp = double(p.row(t)[v]) - std::log(zp);
-        const double lq = double(q.row(t)[v]) - std::log(zq);
-        loss += std::exp(lp) * (lp - lq);
-      }
-      sum += loss / double(p.rows());
-    }
-  }
-  return sum / double(windows.size());
-}
-
-bool same(const Model& a, const Model& b) {
-  const auto ma = linear_maps(a), mb = linear_maps(b);
-  for (size_t i = 0; i < ma.size(); ++i)
-    if (std::memcmp(ma[i]->weight.data.bytes.data(), mb[i]->weight.data.bytes.data(),
-                    static_cast<size_t>(ma[i]->weight.bytes())))
-      return false;
-  const auto na = norms(a), nb = norms(b);
-  for (size_t i = 0; i < na.size(); ++i)
-    if (*na[i].gain != *nb[i].gain) return false;
-  return true;
-}
 
 class RefineTest : public testing::Test {
  protected:
@@ -184,16 +130,6 @@ TEST_F(RefineTest, GradientsOfFieldsAndNormsAgreeWithCentralDifferences) {
   }
 }
 
-RefineSettings quick(int64_t steps) {
-  RefineSettings s;
-  s.steps = steps;
-  s.step_tokens = 0;  // one window
-  s.scale_step = 7e-4;
-  s.norm_step = 1e-3;
-  s.warm_up = 4;
-  return s;
-}
-
 TEST_F(RefineTest, LowersTheLossOnTextItHasNotSeen) {
   const std::vector<std::pair<std::string, Dtype>> cases{{"tiny_llama", Dtype::Q4_1},
                                                          {"tiny_llama", Dtype::Q2_0},
@@ -205,7 +141,7 @@ TEST_F(RefineTest, LowersTheLossOnTextItHasNotSeen) {
     const Windows held_out = random_windows(model.n_vocab, 4, 64, 2);
     const Model cut = cut_to(rt_, model, {format, Dtype::IQ4_NL});
     const double before = kl(rt_, model, cut, held_out);
-    const Refined refined = refine(rt_, model, cut, seen, quick(48));
+    const Refined refined = refine(rt_, model, cut, seen, quick_refinement(48));
     const double after = kl(rt_, model, refined.model, held_out);
     EXPECT_LT(after, 0.97 * before) << name << " " << mt::name(format);
     EXPECT_EQ(std::ssize(refined.losses), 48);
@@ -220,7 +156,7 @@ TEST_F(RefineTest, ALightCutIsMovedLittle) {
   const Windows others = random_windows(model.n_vocab, 6, 24, 4);
   const double before = kl(rt_, model, cut, others);
   ASSERT_LT(before, 0.01);
-  RefineSettings settings = quick(24);
+  RefineSettings settings = quick_refinement(24);
   settings.whole_steps_from = 1;  // steps a thirtieth as long, for a loss of a thousandth
   const double little = kl(rt_, model, refine(rt_, model, cut, seen, settings).model, others);
   settings.whole_steps_from = 0;
@@ -234,21 +170,22 @@ TEST_F(RefineTest, GivesTheSameBytesWithAnyNumberOfThreads) {
   const Model cut = cut_to(rt_, model, {Dtype::Q4_0, Dtype::Q4_1});
   const Windows windows = random_windows(model.n_vocab, 3, 70, 1);
   ThreadPool one(1), three(3);
-  const Refined a = refine({rt_.kernels, one}, model, cut, windows, quick(5));
-  const Refined b = refine({rt_.kernels, three}, model, cut, windows, quick(5));
-  EXPECT_TRUE(same(a.model, b.model));
+  const Refined a = refine({rt_.kernels, one}, model, cut, windows, quick_refinement(5));
+  const Refined b = refine({rt_.kernels, three}, model, cut, windows, quick_refinement(5));
+  EXPECT_TRUE(same_weights(a.model, b.model));
   EXPECT_EQ(a.losses, b.losses);
-  EXPECT_FALSE(same(a.model, cut));
+  EXPECT_FALSE(same_weights(a.model, cut));
 }
 
 TEST_F(RefineTest, GivesTheSameBytesInEveryTable) {
   const Model model = open_tiny("tiny_qwen2");
   const Model cut = cut_to(rt_, model, {Dtype::Q4_0, Dtype::Q4_1, Dtype::Q2_0});
   const Windows windows = random_windows(model.n_vocab, 3, 40, 1);
-  const Refined expected = refine({reference_kernels(), pool_}, model, cut, windows, quick(3));
+  const Refined expected =
+      refine({reference_kernels(), pool_}, model, cut, windows, quick_refinement(3));
   for (const Kernels* table : available_kernels()) {
-    const Refined got = refine({*table, pool_}, model, cut, windows, quick(3));
-    EXPECT_TRUE(same(expected.model, got.model)) << table->name;
+    const Refined got = refine({*table, pool_}, model, cut, windows, quick_refinement(3));
+    EXPECT_TRUE(same_weights(expected.model, got.model)) << table->name;
     EXPECT_EQ(expected.losses, got.losses) << table->name;
   }
 }
@@ -281,7 +218,7 @@ TEST_F(RefineTest, AStepMayReadSeveralWindows) {
   const Model cut = cut_to(rt_, model, {Dtype::Q4_0});
   const Windows windows = random_windows(model.n_vocab, 4, 24, 1);
   const Windows backwards(windows.rbegin(), windows.rend());
-  RefineSettings settings = quick(1);
+  RefineSettings settings = quick_refinement(1);
   auto loss = [&](int64_t tokens, const Windows& from) {
     settings.step_tokens = tokens;
     return refine(rt_, model, cut, from, settings).losses.at(0);
@@ -303,7 +240,7 @@ TEST_F(RefineTest, InterruptedItGoesOnAndEndsAlike) {
   const auto folder =
       std::filesystem::temp_directory_path() / ("refine_test." + std::to_string(getpid()));
   std::filesystem::create_directories(folder);
-  RefineSettings settings = quick(11);
+  RefineSettings settings = quick_refinement(11);
   const Refined undisturbed = refine(rt_, model, cut, windows, settings);
   settings.checkpoint = folder / "state";
   settings.checkpoint_every = 3;
@@ -315,14 +252,14 @@ TEST_F(RefineTest, InterruptedItGoesOnAndEndsAlike) {
   settings.after_step = [&](int64_t done, double) { steps.push_back(done); };
   const Refined resumed = refine(rt_, model, cut, windows, settings);
   EXPECT_EQ(steps, (std::vector<int64_t>{7, 8, 9, 10, 11}));
-  EXPECT_TRUE(same(undisturbed.model, resumed.model));
+  EXPECT_TRUE(same_weights(undisturbed.model, resumed.model));
   EXPECT_EQ(undisturbed.losses, resumed.losses);
   steps.clear();  // it is done: nothing is computed again
-  EXPECT_TRUE(same(undisturbed.model, refine(rt_, model, cut, windows, settings).model));
+  EXPECT_TRUE(same_weights(undisturbed.model, refine(rt_, model, cut, windows, settings).model));
   EXPECT_TRUE(steps.empty());
   // A state of other settings or a damaged one is not taken.
   settings.seed = 2;
-  EXPECT_FALSE(same(undisturbed.model, refine(rt_, model, cut, windows, settings).model));
+  EXPECT_FALSE(same_weights(undisturbed.model, refine(rt_, model, cut, windows, settings).model));
   EXPECT_EQ(steps.size(), 11u);
   std::filesystem::resize_file(settings.checkpoint,
                                std::filesystem::file_size(settings.checkpoint) - 4);
@@ -337,7 +274,7 @@ TEST_F(RefineTest, KeptTensorsMoveOnlyWhereAsked) {
   cut.embedding.weight = encode_weight(rt_, model.embedding.weight, Dtype::Q4_0,
                                        row_weights(nullptr, cut.embedding.name, Role::map));
   const Windows windows = random_windows(model.n_vocab, 2, 24, 1);
-  RefineSettings settings = quick(3);
+  RefineSettings settings = quick_refinement(3);
   auto moved = [&](const Model& refined) {
     int n = 0;
     const auto was = linear_maps(std::as_const(cut)), is = linear_maps(refined);
@@ -356,7 +293,7 @@ TEST_F(RefineTest, RefinedNormsAreWritten) {
   const Model model = open_tiny("tiny_gemma3");
   const Model cut = cut_to(rt_, model, {Dtype::Q4_0});
   const Windows windows = random_windows(model.n_vocab, 2, 24, 1);
-  const Refined refined = refine(rt_, model, cut, windows, quick(3));
+  const Refined refined = refine(rt_, model, cut, windows, quick_refinement(3));
   int n = 0;
   for (const TensorSource& t : output_of(model, refined.model, {}).tensors)
     for (const auto& norm : norms(refined.model)) {
