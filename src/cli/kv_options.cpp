@@ -16,10 +16,14 @@ struct Spelled {
   std::vector<LayerType> of;
 };
 
-Dtype cache_type(const std::string& text) {
+Dtype cache_type(const std::string& text, KvPart part) {
   const auto dtype = dtype_from_name(text);
-  if (!dtype || !is_kv_type(*dtype))
-    throw_error("'{}' is no format of a cache: expected f32, f16, bf16, q8_0 or q4_0", text);
+  if (part == KvPart::values && dtype && by_channel(*dtype))
+    throw_error("'{}' is a format of cached keys only: expected f32, f16, bf16, q8_0 or q4_0",
+                text);
+  if (!dtype || !is_key_type(*dtype))
+    throw_error("'{}' is no format of a cache: expected f32, f16, bf16, q8_0{}", text,
+                part == KvPart::keys ? ", q4_0 or q4_1" : " or q4_0");
   return *dtype;
 }
 
@@ -32,7 +36,7 @@ int64_t layer_number(std::string_view text) {
 }
 
 // "q8_0", "q8_0:0-1=f16:29=f16".
-Spelled spelled(const std::string& text) {
+Spelled spelled(const std::string& text, KvPart kind) {
   Spelled result;
   size_t begin = 0;
   for (bool first = true; begin <= text.size(); first = false) {
@@ -40,7 +44,7 @@ Spelled spelled(const std::string& text) {
     const std::string part = text.substr(begin, end - begin);
     const size_t equal = part.find('=');
     if (first) {
-      result.dtype = cache_type(part);
+      result.dtype = cache_type(part, kind);
     } else {
       if (equal == part.npos)
         throw_error("'{}': expected layers and a format, as in 0-1=f16", part);
@@ -49,16 +53,17 @@ Spelled spelled(const std::string& text) {
       const int64_t from = layer_number(std::string_view(layers).substr(0, dash));
       const int64_t to =
           dash < layers.size() ? layer_number(std::string_view(layers).substr(dash + 1)) : from;
-      result.of.push_back({.first = from, .last = to, .dtype = cache_type(part.substr(equal + 1))});
+      result.of.push_back(
+          {.first = from, .last = to, .dtype = cache_type(part.substr(equal + 1), kind)});
     }
     begin = end + 1;
   }
   return result;
 }
 
-std::string why_not(const std::string& text) {
+std::string why_not(const std::string& text, KvPart part) {
   try {
-    spelled(text);
+    spelled(text, part);
     return "";
   } catch (const Error& e) {
     return e.what();
@@ -69,18 +74,23 @@ std::string why_not(const std::string& text) {
 
 void declare_kv_types(CLI::App& app, KvOptions& options, bool list) {
   const std::string each = list ? "; a list, a row for each" : "";
-  auto declare = [&](const char* name, std::vector<std::string>& types, const std::string& help) {
-    auto* option = app.add_option(name, types, help + each + " (default: f16; exact path: f32)")
-                       ->check(CLI::Validator([](std::string& text) { return why_not(text); }, ""))
-                       ->type_name(list ? "TYPE,..." : "TYPE");
+  auto declare = [&](const char* name, KvPart part, std::vector<std::string>& types,
+                     const std::string& help) {
+    auto* option =
+        app.add_option(name, types, help + each + " (default: f16; exact path: f32)")
+            ->check(CLI::Validator([part](std::string& text) { return why_not(text, part); }, ""))
+            ->type_name(list ? "TYPE,..." : "TYPE");
     if (list)
       option->delimiter(',');
     else
       option->expected(1);
   };
-  declare("--cache-type-k", options.keys,
-          "Format of cached keys: f32 f16 bf16 q8_0 q4_0; layers apart: q8_0:0-1=f16");
-  declare("--cache-type-v", options.values, "Format of cached values, as --cache-type-k");
+  declare(
+      "--cache-type-k", KvPart::keys, options.keys,
+      "Format of cached keys: f32 f16 bf16 q8_0 q4_0 q4_1 (4 bits by channel over 32 positions: "
+      "far nearer than q4_0); layers apart: q8_0:0-1=f16");
+  declare("--cache-type-v", KvPart::values, options.values,
+          "Format of cached values: f32 f16 bf16 q8_0 q4_0; layers as for --cache-type-k");
 }
 
 std::vector<KvTypes> kv_type_list(const KvOptions& options, Path path) {
@@ -90,14 +100,15 @@ std::vector<KvTypes> kv_type_list(const KvOptions& options, Path path) {
         "--cache-type-k and --cache-type-v: expected as many of one as of the other, found "
         "{} and {}",
         k.size(), v.size());
-  auto type = [&](const std::vector<std::string>& names, size_t i, Dtype otherwise) {
+  auto type = [&](const std::vector<std::string>& names, KvPart part, size_t i, Dtype otherwise) {
     if (names.empty()) return Spelled{otherwise, {}};
-    return spelled(names[names.size() == 1 ? 0 : i]);
+    return spelled(names[names.size() == 1 ? 0 : i], part);
   };
   const KvTypes standard = default_kv_types(path);
   std::vector<KvTypes> list;
   for (size_t i = 0; i < std::max({k.size(), v.size(), size_t{1}}); ++i) {
-    const Spelled keys = type(k, i, standard.keys), values = type(v, i, standard.values);
+    const Spelled keys = type(k, KvPart::keys, i, standard.keys);
+    const Spelled values = type(v, KvPart::values, i, standard.values);
     list.push_back(
         {.keys = keys.dtype, .values = values.dtype, .keys_of = keys.of, .values_of = values.of});
     if (path != Path::fast && list.back() != KvTypes{})

@@ -11,16 +11,16 @@ namespace mt {
 // by far less than the format's own.
 struct AttentionKernels {
   // s[h*lds + j] = sum_i q[h*ldq + i] * key(j, i)    h < heads, j < 16 n_strips, i < d
-  // Positions that hold nothing give anything.
+  // Positions that hold nothing give anything. Formats by channel: whole blocks.
   void (*scores)(int64_t heads, int64_t n_strips, int64_t d, const float* q, int64_t ldq,
                  const std::byte* keys, float* s, int64_t lds);
   // out[h*ldo + i] = (accumulate ? itself : 0) + sum_{from <= j < to} p[h*ldp + j] * value(j, i)
-  // p: readable to whole strips.
+  // p: readable to whole strips. Formats by channel, which are of keys only, have none.
   void (*mix)(int64_t heads, int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
               const std::byte* values, float* out, int64_t ldo, bool accumulate);
 };
 
-// Of a format that is_kv_type.
+// Of a format that is_key_type.
 AttentionKernels reference_attention_kernels(Dtype dtype);
 AttentionKernels avx2_attention_kernels(Dtype dtype);
 AttentionKernels avx512f_attention_kernels(Dtype dtype);

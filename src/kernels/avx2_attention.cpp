@@ -77,6 +77,49 @@ MT_AVX2 void scores(int64_t heads, int64_t n_strips, int64_t d, const float* q, 
   }
 }
 
+// Positions 8 part .. 8 part + 7 of a block by channel, of up to four heads.
+template <int H>
+MT_AVX2 void scores_of_part(int64_t d, const float* q, int64_t ldq, const std::byte* block,
+                            int64_t part, float* s, int64_t lds) {
+  const std::byte* codes = block + (4 + part / 2 * 8) * d + part % 2 * 32;
+  const __m256i fifteen = _mm256_set1_epi32(15);
+  __m256 sum[H];
+  MT_UNROLL
+  for (int h = 0; h < H; ++h) sum[h] = _mm256_setzero_ps();
+  for (int64_t i = 0; i < d; i += 8) {
+    alignas(32) float scale[8], low[8];
+    _mm256_store_ps(scale, half_8(block + i * 2));
+    _mm256_store_ps(low, half_8(block + (d + i) * 2));
+    const __m256i word =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i / 8 * kStrip * 4));
+    MT_UNROLL
+    for (int c = 0; c < 8; ++c) {
+      const __m256i code =
+          _mm256_and_si256(_mm256_srli_epi32(word, c < 4 ? 8 * c : 8 * (c - 4) + 4), fifteen);
+      const __m256 x = _mm256_fmadd_ps(_mm256_broadcast_ss(scale + c), _mm256_cvtepi32_ps(code),
+                                       _mm256_broadcast_ss(low + c));
+      MT_UNROLL
+      for (int h = 0; h < H; ++h)
+        sum[h] = _mm256_fmadd_ps(x, _mm256_broadcast_ss(q + h * ldq + i + c), sum[h]);
+    }
+  }
+  MT_UNROLL
+  for (int h = 0; h < H; ++h) _mm256_storeu_ps(s + h * lds + part * 8, sum[h]);
+}
+
+MT_AVX2 void scores_by_channel(int64_t heads, int64_t n_strips, int64_t d, const float* q,
+                               int64_t ldq, const std::byte* keys, float* s, int64_t lds) {
+  constexpr auto one = scores_of_part<1>, two = scores_of_part<2>, three = scores_of_part<3>,
+                 four = scores_of_part<4>;
+  for (int64_t b = 0; b < n_strips; b += 2)
+    for (int64_t h = 0; h < heads; h += 4) {
+      const auto some = heads - h >= 4 ? four : heads - h == 3 ? three : heads - h == 2 ? two : one;
+      for (int64_t part = 0; part < 4; ++part)
+        some(d, q + h * ldq, ldq, keys + b * kv_strip_bytes(Dtype::Q4_1, d), part,
+             s + h * lds + b * kStrip, lds);
+    }
+}
+
 MT_AVX2_INLINE float sum_of(__m256 x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
@@ -186,7 +229,8 @@ MT_AVX2 void mix(int64_t heads, int64_t from, int64_t to, int64_t d, const float
 }  // namespace
 
 AttentionKernels avx2_attention_kernels(Dtype dtype) {
-  assert(is_kv_type(dtype));
+  assert(is_key_type(dtype));
+  if (by_channel(dtype)) return {scores_by_channel, nullptr};
   if (dtype == Dtype::F16) return {scores<Dtype::F16>, mix<Dtype::F16>};
   if (dtype == Dtype::BF16) return {scores<Dtype::BF16>, mix<Dtype::BF16>};
   if (dtype == Dtype::Q8_0) return {scores<Dtype::Q8_0>, mix<Dtype::Q8_0>};

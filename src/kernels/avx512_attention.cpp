@@ -160,7 +160,7 @@ struct PlainF32 {
 }  // namespace
 
 AttentionKernels avx512f_attention_kernels(Dtype dtype) {
-  assert(is_kv_type(dtype));
+  assert(is_key_type(dtype));
   if (dtype == Dtype::F16) return {scores_by_heads<Plain<F16Row>>, mix_by_heads<Plain<F16Row>>};
   if (dtype == Dtype::BF16) return {scores_by_heads<Plain<Bf16Row>>, mix_by_heads<Plain<Bf16Row>>};
   if (dtype == Dtype::F32) return {scores_f32, mix_by_heads<PlainF32>};

@@ -15,6 +15,12 @@ MT_AVX512F_INLINE void prefetch(const std::byte* at) {
   _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0);
 }
 
+MT_AVX512F_INLINE __m512i four_bytes(const int8_t* at) {
+  int32_t word;
+  __builtin_memcpy(&word, at, 4);
+  return _mm512_set1_epi32(word);
+}
+
 // Sums of up to 64 channels of H heads.
 template <int H>
 struct Slab512 {
@@ -45,6 +51,10 @@ using ScoresOf = void (*)(int64_t n_strips, int64_t d, const float* q, int64_t l
                           const std::byte* keys, float* s, int64_t lds);
 using MixOf = void (*)(int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
                        const std::byte* values, float* out, int64_t ldo, bool accumulate);
+
+// Of keys in Q4_1 (kv_strips.h).
+void avx512_scores_by_channel(int64_t heads, int64_t n_strips, int64_t d, const float* q,
+                              int64_t ldq, const std::byte* keys, float* s, int64_t lds);
 
 // Heads that go together: their sums have to fit in registers.
 inline constexpr int64_t kHeadsAtOnce = 5;

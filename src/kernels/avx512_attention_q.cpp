@@ -58,11 +58,6 @@ struct ByteQuery {
   }
 };
 
-MT_AVX512F_INLINE __m512i four_bytes(const int8_t* at) {
-  int32_t word;
-  __builtin_memcpy(&word, at, 4);
-  return _mm512_set1_epi32(word);
-}
 MT_AVX512F_INLINE __m512 scales_of(const std::byte* strip, int64_t block) {
   return _mm512_cvtph_ps(
       _mm256_loadu_si256(reinterpret_cast<const __m256i*>(strip + block * kStrip * 2)));
@@ -217,7 +212,8 @@ struct Scaled {
 }  // namespace
 
 AttentionKernels avx512_attention_kernels(Dtype dtype) {
-  assert(is_kv_type(dtype));
+  assert(is_key_type(dtype));
+  if (by_channel(dtype)) return {avx512_scores_by_channel, nullptr};
   if (dtype == Dtype::Q8_0) return {scores_by_heads<Scaled<Q8Row>>, mix_by_heads<Scaled<Q8Row>>};
   if (dtype == Dtype::Q4_0) return {scores_by_heads<Scaled<Q4Row>>, mix_by_heads<Scaled<Q4Row>>};
   return avx512f_attention_kernels(dtype);

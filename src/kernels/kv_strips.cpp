@@ -67,15 +67,20 @@ float value_16(Dtype dtype, uint16_t x) {
 }  // namespace
 
 bool is_kv_type(Dtype dtype) {
-  return dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16 || has_kv_scales(dtype);
+  return dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16 ||
+         (has_kv_scales(dtype) && !by_channel(dtype));
+}
+bool is_key_type(Dtype dtype) {
+  return is_kv_type(dtype) || by_channel(dtype);
 }
 
 int64_t kv_strip_bytes(Dtype dtype, int64_t d) {
-  assert(is_kv_type(dtype) && kv_type_fits(dtype, d));
+  assert(is_key_type(dtype) && kv_type_fits(dtype, d));
   return kStrip * row_bytes(dtype, d);
 }
 
 void store_key(Dtype dtype, int64_t d, const float* x, std::byte* strip, int64_t lane) {
+  assert(is_kv_type(dtype));
   if (dtype == Dtype::F32) {
     std::memcpy(strip + lane * d * 4, x, static_cast<size_t>(d) * 4);
   } else if (!has_kv_scales(dtype)) {
@@ -121,6 +126,7 @@ void store_value(Dtype dtype, int64_t d, const float* x, std::byte* strip, int64
 }
 
 void load_keys(Dtype dtype, int64_t d, const std::byte* strip, float* y) {
+  assert(is_kv_type(dtype));
   if (dtype == Dtype::F32) {
     for (int64_t j = 0; j < kStrip; ++j)
       for (int64_t i = 0; i < d; ++i) y[i * kStrip + j] = get<float>(strip, j * d + i);
@@ -169,6 +175,46 @@ void load_values(Dtype dtype, int64_t d, const std::byte* strip, float* y) {
           }
         }
       }
+  }
+}
+
+void round_key_block(int64_t d, const std::byte* strips, std::byte* block) {
+  float x[kChannelBlock];
+  for (int64_t i = 0; i < d; ++i) {
+    for (int64_t j = 0; j < kChannelBlock; ++j)
+      x[j] = half_value(get<uint16_t>(strips, (j / kStrip * d + i) * kStrip + j % kStrip));
+    float low = x[0], high = x[0], sum = 0.0f;
+    for (const float v : x) {
+      low = std::min(low, v);
+      high = std::max(high, v);
+      sum += v * 0.0f;
+    }
+    const bool finite = sum == 0.0f;
+    const uint16_t scale =
+        float_to_half(finite ? (high - low) / 15.0f : std::numeric_limits<float>::quiet_NaN());
+    put(block, i, scale);
+    put(block, d + i, float_to_half(finite ? low : 0.0f));  // without loss: it was a half
+    const float step = half_value(scale), inverse = step > 0.0f ? 1.0f / step : 0.0f;
+    for (int64_t j = 0; j < kChannelBlock; ++j) {
+      // Truncation of positive numbers rounds to nearest; 15: the step may have been rounded down.
+      const int code =
+          finite ? static_cast<int>(std::min((x[j] - low) * inverse + 0.5f, 15.0f)) : 0;
+      std::byte& at = block[(4 + j / kStrip * 8) * d + (i / 8 * kStrip + j % kStrip) * 4 + i % 4];
+      at = i % 8 < 4 ? static_cast<std::byte>(code) : at | static_cast<std::byte>(code << 4);
+    }
+  }
+}
+
+void load_key_block(int64_t d, const std::byte* block, int64_t half, float* y) {
+  const std::byte* codes = block + (4 + half * 8) * d;
+  for (int64_t i = 0; i < d; ++i) {
+    const float scale = half_value(get<uint16_t>(block, i));
+    const float low = half_value(get<uint16_t>(block, d + i));
+    for (int64_t j = 0; j < kStrip; ++j) {
+      const int code =
+          get<uint8_t>(codes, (i / 8 * kStrip + j) * 4 + i % 4) >> (i % 8 < 4 ? 0 : 4) & 15;
+      y[i * kStrip + j] = low + scale * static_cast<float>(code);
+    }
   }
 }
 

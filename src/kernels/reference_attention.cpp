@@ -12,7 +12,10 @@ void scores(int64_t heads, int64_t n_strips, int64_t d, const float* q, int64_t 
             const std::byte* keys, float* s, int64_t lds) {
   std::vector<float> strip(static_cast<size_t>(kStrip * d));
   for (int64_t b = 0; b < n_strips; ++b) {
-    load_keys(T, d, keys + b * kv_strip_bytes(T, d), strip.data());
+    if constexpr (by_channel(T))
+      load_key_block(d, keys + b / 2 * 2 * kv_strip_bytes(T, d), b % 2, strip.data());
+    else
+      load_keys(T, d, keys + b * kv_strip_bytes(T, d), strip.data());
     for (int64_t h = 0; h < heads; ++h) {
       float* to = s + h * lds + b * kStrip;
       std::fill_n(to, kStrip, 0.0f);
@@ -46,7 +49,8 @@ AttentionKernels kernels() {
 }  // namespace
 
 AttentionKernels reference_attention_kernels(Dtype dtype) {
-  assert(is_kv_type(dtype));
+  assert(is_key_type(dtype));
+  if (by_channel(dtype)) return {.scores = scores<Dtype::Q4_1>, .mix = nullptr};
   if (dtype == Dtype::F16) return kernels<Dtype::F16>();
   if (dtype == Dtype::BF16) return kernels<Dtype::BF16>();
   if (dtype == Dtype::Q8_0) return kernels<Dtype::Q8_0>();

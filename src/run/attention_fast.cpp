@@ -22,14 +22,15 @@ int64_t first_key(const Attention& a, int64_t p) {
   return a.window > 0 ? std::max<int64_t>(0, p + 1 - a.window) : 0;
 }
 
-// Strips [begin, end) that have one format: the first may have its own.
+// Strips [begin, end) of a head as a query at position p reads them, by formats.
 template <class F>
-void for_formats(const CachedRows& rows, int64_t begin, int64_t end, F&& fn) {
-  if (begin == 0 && end > 1 && rows.first_dtype != rows.dtype) {
-    fn(rows.first_dtype, 0, 1);
-    begin = 1;
+void for_pieces(const CachedRows& rows, int64_t head, int64_t begin, int64_t end, int64_t p,
+                F&& fn) {
+  while (begin < end) {
+    const KvPiece piece = rows.piece(head, begin, end, p);
+    fn(piece);
+    begin = piece.end;
   }
-  fn(rows.dtype_of(begin), begin, end);
 }
 
 // The query heads of each KV head at position p. Partial results of each run: out[run][head][d],
@@ -38,7 +39,7 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
                 const CachedRows& values, int64_t p, float* out) {
   const Kernels& k = rt.kernels;
   const int64_t d = a.d_head, group = a.n_heads / a.n_kv_heads;
-  const int64_t low = first_key(a, p), start = low / kStrip * kStrip;
+  const int64_t low = first_key(a, p), start = low / kChannelBlock * kChannelBlock;
   const int64_t runs = ceil_div(p + 1 - start, kRun);
   AlignedBuffer<float> scaled(static_cast<size_t>(a.n_heads * d));
   for (int64_t i = 0; i < a.n_heads * d; ++i) scaled[size_t(i)] = q.data[i] * a.scale;
@@ -55,9 +56,10 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
     alignas(64) float s[kHeads * kRun];
     for (int64_t first = 0; first < group; first += kHeads) {
       const int64_t heads = std::min(kHeads, group - first), h0 = kv * group + first;
-      for_formats(keys, strip, last, [&](Dtype type, int64_t from, int64_t to) {
-        attention_kernels(k, type).scores(heads, to - from, d, scaled.data() + h0 * d, d,
-                                          keys.strip(kv, from), s + (from - strip) * kStrip, kRun);
+      for_pieces(keys, kv, strip, last, p, [&](const KvPiece& key) {
+        attention_kernels(k, key.dtype)
+            .scores(heads, key.end - key.begin, d, scaled.data() + h0 * d, d, key.data,
+                    s + (key.begin - strip) * kStrip, kRun);
       });
       for (int64_t h = 0; h < heads; ++h) {
         const auto at = static_cast<size_t>(run * a.n_heads + h0 + h);
@@ -66,11 +68,12 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
         total[at] = k.exp_sum(row, n - hidden, maximum[at]);
       }
       float* mixed = partial.data() + (run * a.n_heads + h0) * d;
-      for_formats(values, strip, last, [&](Dtype type, int64_t from, int64_t to) {
-        const int64_t skipped = (from - strip) * kStrip;
-        attention_kernels(k, type).mix(heads, std::max<int64_t>(0, hidden - skipped),
-                                       std::min(n - skipped, (to - from) * kStrip), d, s + skipped,
-                                       kRun, values.strip(kv, from), mixed, d, skipped > 0);
+      for_pieces(values, kv, strip, last, p, [&](const KvPiece& value) {
+        const int64_t skipped = (value.begin - strip) * kStrip;
+        attention_kernels(k, value.dtype)
+            .mix(heads, std::max<int64_t>(0, hidden - skipped),
+                 std::min(n - skipped, (value.end - value.begin) * kStrip), d, s + skipped, kRun,
+                 value.data, mixed, d, skipped > 0);
       });
     }
   });
@@ -94,17 +97,17 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
 }
 
 // A strip in f32: keys [d][16], values [16][d].
-void unpack_keys(const Kernels& k, Dtype type, int64_t d, const std::byte* strip, float* y) {
-  if (type == Dtype::F16 || type == Dtype::BF16)
-    k.decode_row(type, strip, y, kStrip * d);
+void unpack_keys(const Kernels& k, const KvPiece& strip, int64_t d, float* y) {
+  if (strip.dtype == Dtype::F16 || strip.dtype == Dtype::BF16)
+    k.decode_row(strip.dtype, strip.data, y, kStrip * d);
   else
-    load_keys(type, d, strip, y);
+    load_keys(strip, d, y);
 }
-void unpack_values(const Kernels& k, Dtype type, int64_t d, const std::byte* strip, float* y) {
-  if (type == Dtype::F16 || type == Dtype::BF16)
-    k.decode_row(type, strip, y, kStrip * d);
+void unpack_values(const Kernels& k, const KvPiece& strip, int64_t d, float* y) {
+  if (strip.dtype == Dtype::F16 || strip.dtype == Dtype::BF16)
+    k.decode_row(strip.dtype, strip.data, y, kStrip * d);
   else
-    load_values(type, d, strip, y);
+    load_values(strip.dtype, d, strip.data, y);
 }
 
 // Keys and values of one KV head as gemm_pairs takes them.
@@ -128,16 +131,16 @@ struct PackedKeys {
   uint32_t* value_panel(int64_t c, int64_t j) {
     return values.data() + (c * pairs_n + j / 2) * kPanel;
   }
-  // Positions low + j .. of one panel of KV head `head`.
+  // Positions low + j .. of one panel of KV head `head`, as the last query reads them.
   void pack(const Kernels& k, const CachedRows& key, const CachedRows& value, int64_t head,
             int64_t j) {
     AlignedBuffer<float> strip(static_cast<size_t>(kStrip * d));
     for (int64_t c = 0; c < columns; ++c) std::fill_n(value_panel(c, j), kPanel / 2 * kPanel, 0u);
     for (int64_t half = 0; half < kPanel && j + half < n; half += kStrip) {
       const int64_t s = (low + j + half) / kStrip, here = std::min(kStrip, n - j - half);
-      unpack_keys(k, key.dtype_of(s), d, key.strip(head, s), strip.data());
+      unpack_keys(k, key.strip_at(head, s, low + n - 1), d, strip.data());
       k.interleave_pairs(kStrip, d, strip.data(), kStrip, key_panel(j) + half, kPanel);
-      unpack_values(k, value.dtype_of(s), d, value.strip(head, s), strip.data());
+      unpack_values(k, value.strip_at(head, s, low + n - 1), d, strip.data());
       for (int64_t c = 0; c < columns; ++c)
         k.interleave_pairs(std::min(kPanel, d - c * kPanel), here, strip.data() + c * kPanel, d,
                            value_panel(c, j + half), kPanel);
@@ -199,18 +202,18 @@ void attend_tile(const Kernels& k, const Attention& a, ConstMatrix q, PackedKeys
 void attend_unpacked(const Runtime& rt, const Attention& a, ConstMatrix q, const CachedRows& keys,
                      const CachedRows& values, int64_t first, Matrix out) {
   const int64_t d = a.d_head, low = first_key(a, first) / kStrip * kStrip;
-  const int64_t strips = ceil_div(first + q.rows - low, kStrip);
+  const int64_t strips = ceil_div(first + q.rows - low, kStrip), last = first + q.rows - 1;
   const int64_t head = (strips * kStrip + kPanel) * d;  // readable a panel past the end
   AlignedBuffer<float> key(static_cast<size_t>(a.n_kv_heads * head));
   AlignedBuffer<float> value(static_cast<size_t>(a.n_kv_heads * head));
   rt.pool.parallel_for(strips * a.n_kv_heads, [&](int64_t task, int) {
     const int64_t kv = task / strips, at = task % strips, s = low / kStrip + at;
     AlignedBuffer<float> strip(static_cast<size_t>(kStrip * d));
-    unpack_keys(rt.kernels, keys.dtype_of(s), d, keys.strip(kv, s), strip.data());
+    unpack_keys(rt.kernels, keys.strip_at(kv, s, last), d, strip.data());
     float* to = key.data() + kv * head + at * kStrip * d;
     for (int64_t j = 0; j < kStrip; ++j)
       for (int64_t i = 0; i < d; ++i) to[j * d + i] = strip[size_t(i * kStrip + j)];
-    unpack_values(rt.kernels, values.dtype_of(s), d, values.strip(kv, s),
+    unpack_values(rt.kernels, values.strip_at(kv, s, last), d,
                   value.data() + kv * head + at * kStrip * d);
   });
   // Positions are counted from `low`; what a window hides does not change by that.

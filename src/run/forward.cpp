@@ -107,21 +107,17 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
   }
   KvStore& keys = cache.keys[static_cast<size_t>(layer)];
   KvStore& values = cache.values[static_cast<size_t>(layer)];
-  for (const Span& s : spans)
-    for_rows(rt, s.n, [&](int64_t t) {
-      keys.write(s.sequence, s.first + t, k.row(s.row + t));
-      values.write(s.sequence, s.first + t, v.row(s.row + t));
-    });
   // Many short chunks (sequences side by side): a task a sequence. A long one: tiles inside.
   auto run = [&](int64_t i, int) {
     const Span& s = spans[static_cast<size_t>(i)];
     const CachedRows key = keys.rows(s.sequence), value = values.rows(s.sequence);
-    const Matrix queries = q.slice_rows(s.row, s.row + s.n);
-    const Matrix result = out.slice_rows(s.row, s.row + s.n);
     // Whether queries go one by one depends on their number.
     const int64_t step = options.like_single ? 1 : s.n;
     for (int64_t t = 0; t < s.n; t += step) {
-      const Matrix some = queries.slice_rows(t, t + step), to = result.slice_rows(t, t + step);
+      const auto of_step = [&](Matrix m) { return m.slice_rows(s.row + t, s.row + t + step); };
+      keys.append(rt.pool, s.sequence, s.first + t, of_step(k));
+      values.append(rt.pool, s.sequence, s.first + t, of_step(v));
+      const Matrix some = of_step(q), to = of_step(out);
       if (options.path == Path::fast)
         attend_fast(rt, a, some, key, value, s.first + t, to);
       else

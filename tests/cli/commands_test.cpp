@@ -271,7 +271,8 @@ TEST(Cache, LayersMayHaveFormatsOfTheirOwn) {
                                     {"q8_0:x=f16", "'x' is no layer"},
                                     {"q8_0:1", "expected layers and a format"},
                                     {"q8_0:", "expected layers and a format"},
-                                    {"q8_0:0=q5_0", "'q5_0' is no format"}}) {
+                                    {"q8_0:0=q5_0", "'q5_0' is no format"},
+                                    {"q5_1", "expected f32, f16, bf16, q8_0, q4_0 or q4_1"}}) {
     Outcome r = run({"inspect", model, "-ctk", types});
     EXPECT_EQ(r.code, 2) << types;
     EXPECT_NE(r.err.find(said), std::string::npos) << types << ": " << r.err;
@@ -289,6 +290,19 @@ TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
   const int64_t f16 = bytes({});
   EXPECT_EQ(bytes({"-ctk", "f32"}), f16 / 2 * 3);
   EXPECT_EQ(bytes({"--cache-type-k", "Q8_0", "-ctv", "q4_0"}), f16 / 128 * (34 + 18));
+  EXPECT_EQ(bytes({"-ctk", "q4_1", "-ctv", "q4_0"}), f16 / 128 * (20 + 18));
+  EXPECT_EQ(bytes({"-ctk", "f16:1=q4_1"}), f16 / 256 * (64 + 20 + 128));
+  for (const char* types : {"q4_1", "f16:1=Q4_1"}) {
+    Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "70", "-ctk", types, "-ctv",
+                     "q8_0", "--json"});
+    EXPECT_EQ(r.code, 0) << r.err;
+    r = run({"generate", model, "--raw", "-p", "abc", "-ctv", types});
+    EXPECT_EQ(r.code, 2);
+    EXPECT_NE(r.err.find("is a format of cached keys only: expected f32"), std::string::npos)
+        << r.err;
+    r = run({"generate", model, "--raw", "-p", "abc", "-ctk", types, "--path", "exact"});
+    EXPECT_EQ(r.code, 2) << r.err;
+  }
   for (const char* type : {"f32", "bf16", "q8_0", "q4_0"}) {
     Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "30", "-ctk", type, "-ctv",
                      type, "--json"});
@@ -301,9 +315,11 @@ TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
   r = run({"generate", model, "--raw", "-p", "abc", "-ctk", "q8_0", "--path", "exact"});
   EXPECT_EQ(r.code, 2);
   EXPECT_NE(r.err.find("the exact path's is F32"), std::string::npos) << r.err;
-  r = run({"generate", golden("tiny_llama.gguf"), "--raw", "-p", "abc", "-ctv", "q8_0"});
-  EXPECT_EQ(r.code, 2);
-  EXPECT_NE(r.err.find("multiple of 32 channels, found 16"), std::string::npos) << r.err;
+  for (const auto& [option, type] : {std::pair{"-ctv", "q8_0"}, std::pair{"-ctk", "q4_1"}}) {
+    r = run({"generate", golden("tiny_llama.gguf"), "--raw", "-p", "abc", option, type});
+    EXPECT_EQ(r.code, 2);
+    EXPECT_NE(r.err.find("multiple of 32 channels, found 16"), std::string::npos) << r.err;
+  }
 }
 
 TEST(Cache, BenchComparesFormats) {

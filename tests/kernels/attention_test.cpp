@@ -14,6 +14,9 @@ namespace mt {
 namespace {
 
 constexpr Dtype kTypes[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
+// Q4_1: of keys alone.
+constexpr Dtype kKeyTypes[] = {Dtype::F32,  Dtype::F16,  Dtype::BF16,
+                               Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1};
 
 std::vector<float> normal(size_t n, unsigned seed, float size = 1) {
   std::mt19937 random(seed);
@@ -21,6 +24,32 @@ std::vector<float> normal(size_t n, unsigned seed, float size = 1) {
   for (float& v : x) v = size * std::normal_distribution<float>()(random);
   return x;
 }
+
+// Keys in blocks by channel, by way of F16; the last block's end is zeros.
+struct Blocks {
+  int64_t n, d, strips;
+  std::vector<std::byte> keys;
+  std::vector<float> held;  // [n, d]
+
+  Blocks(int64_t n_, int64_t d_, const std::vector<float>& k)
+      : n(n_), d(d_), strips((n_ + 31) / 32 * 2) {
+    const int64_t bytes = 2 * kv_strip_bytes(Dtype::Q4_1, d);
+    const int64_t half = kv_strip_bytes(Dtype::F16, d);
+    keys.assign(size_t(strips / 2 * bytes), std::byte{0xff});
+    std::vector<float> strip(size_t(kStrip * d));
+    for (int64_t b = 0; b < strips / 2; ++b) {
+      std::vector<std::byte> f16(size_t(2 * half), std::byte{0});
+      for (int64_t j = b * 32; j < std::min(n, b * 32 + 32); ++j)
+        store_key(Dtype::F16, d, k.data() + j * d, f16.data() + j % 32 / kStrip * half, j % kStrip);
+      round_key_block(d, f16.data(), keys.data() + b * bytes);
+      for (int64_t part = 0; part < 2; ++part) {
+        load_key_block(d, keys.data() + b * bytes, part, strip.data());
+        for (int64_t j = b * 32 + part * kStrip; j < std::min(n, b * 32 + (part + 1) * kStrip); ++j)
+          for (int64_t i = 0; i < d; ++i) held.push_back(strip[size_t(i * kStrip + j % kStrip)]);
+      }
+    }
+  }
+};
 
 // The largest error of one value of a block whose largest magnitude is `largest`.
 double rounding(Dtype type, double x, double largest) {
@@ -100,34 +129,84 @@ TEST(KvStrips, KeepTheLargestAndShowWhatIsNotFinite) {
   }
 }
 
+TEST(KvStrips, RoundByChannelToHalfAStep) {
+  const int64_t n = 96, d = 64;
+  auto k = normal(size_t(n * d), 1);
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < d; ++i)  // channels differ in size and lie off zero
+      k[size_t(j * d + i)] =
+          k[size_t(j * d + i)] * std::pow(10.0f, float(i % 5 - 3)) + float(i % 3);
+    k[size_t(j * d + 7)] = 3.5f;
+    k[size_t(j * d + 9)] = 0.0f;
+  }
+  k[size_t(40 * d + 11)] = -4e5f;
+  const Blocks s(n, d, k);
+  for (int64_t i = 0; i < d; ++i)
+    for (int64_t b = 0; b < n; b += 32) {
+      double low = 1e9, high = -1e9;
+      for (int64_t j = b; j < b + 32; ++j) {
+        low = std::min(low, std::max(-65504.0, double(k[size_t(j * d + i)])));
+        high = std::max(high, double(k[size_t(j * d + i)]));
+      }
+      // Values come in F16; the step is rounded to F16, which the largest code multiplies.
+      const double step = (high - low) / 15, size = std::max(std::fabs(low), std::fabs(high));
+      for (int64_t j = b; j < b + 32; ++j) {
+        const double x = std::max(-65504.0, double(k[size_t(j * d + i)]));
+        ASSERT_NEAR(s.held[size_t(j * d + i)], x,
+                    step * (0.5 + 15 * 0x1p-11) * 1.0001 + size * 0x1p-11 * 2)
+            << "channel " << i << " position " << j;
+      }
+    }
+  for (int64_t j = 0; j < n; ++j) {
+    ASSERT_EQ(s.held[size_t(j * d + 7)], 3.5f);
+    ASSERT_EQ(s.held[size_t(j * d + 9)], 0.0f);
+  }
+  for (const float bad : {INFINITY, NAN}) {
+    k[size_t(70 * d + 5)] = bad;
+    const Blocks shown(n, d, k);
+    for (int64_t j = 0; j < n; ++j) {
+      EXPECT_EQ(std::isnan(shown.held[size_t(j * d + 5)]), j >= 64) << j;
+      EXPECT_FALSE(std::isnan(shown.held[size_t(j * d + 4)])) << j;
+    }
+  }
+}
+
 TEST(AttentionKernels, EveryTableReadsWhatTheStripsHold) {
-  for (const Dtype type : kTypes)
+  for (const Dtype type : kKeyTypes)
     for (const int64_t d : {16, 64, 80, 96, 256, 288, 13})
       for (const int64_t heads : {1, 2, 3, 4, 5, 6, 7, 8, 11}) {
         if (!kv_type_fits(type, d) || (heads > 3 && d > 100 && d != 288)) continue;
-        const int64_t n = heads % 2 ? 37 : 16, width = 48;
+        const int64_t n = heads % 2 ? 37 : 16, width = 64;
         const auto q = normal(size_t(heads * d), 3);
-        const Strips s(type, n, d, normal(size_t(n * d), 4), normal(size_t(n * d), 5));
+        const auto k = normal(size_t(n * d), 4);
+        const Strips s(by_channel(type) ? Dtype::Q4_0 : type, n, d, k, normal(size_t(n * d), 5));
+        const Blocks blocks(by_channel(type) ? n : 0, by_channel(type) ? d : 32, k);
+        const auto& held = by_channel(type) ? blocks.held : s.held_keys;
+        const auto& bytes = by_channel(type) ? blocks.keys : s.keys;
         auto p = normal(size_t(heads * width), 6);
         for (const Kernels* table : available_kernels()) {
           const AttentionKernels kernels = attention_kernels(*table, type);
           std::vector<float> scores(size_t(heads * width));
-          kernels.scores(heads, s.strips, d, q.data(), d, s.keys.data(), scores.data(), width);
+          kernels.scores(heads, by_channel(type) ? blocks.strips : s.strips, d, q.data(), d,
+                         bytes.data(), scores.data(), width);
           // A query of the byte products is rounded by 2^-15.9 of the largest of its 32 channels,
-          // here below 5; sums in f32 besides.
+          // here below 5; by channel of the largest product with a step, the sums are those of
+          // minima and codes, either below twice a block's largest key. Sums in f32 besides.
           for (int64_t h = 0; h < heads; ++h)
             for (int64_t j = 0; j < n; ++j) {
               double exact = 0, size = 0;
               for (int64_t i = 0; i < d; ++i) {
-                const double key = s.held_keys[size_t(j * d + i)];
+                const double key = held[size_t(j * d + i)];
+                const double spread = by_channel(type) ? 10 : std::fabs(key);
                 exact += q[size_t(h * d + i)] * key;
-                size += 5 * std::fabs(key) * (has_kv_scales(type) ? 0x1p-15 : 0) +
-                        std::fabs(q[size_t(h * d + i)] * key) * double(d) * 0x1p-23;
+                size += 5 * spread * (has_kv_scales(type) ? 0x1p-15 : 0) +
+                        std::fabs(q[size_t(h * d + i)]) * spread * double(d) * 0x1p-23;
               }
               ASSERT_NEAR(scores[size_t(h * width + j)], exact, size)
                   << table->name << " " << name(type) << " d " << d << " heads " << heads << " key "
                   << j;
             }
+          if (by_channel(type)) continue;
           for (const auto& [from, to] : {std::pair<int64_t, int64_t>{0, n}, {5, n}, {5, 7}})
             for (const bool accumulate : {false, true}) {
               std::vector<float> out(size_t(heads * d), accumulate ? 0.5f : NAN);
@@ -152,14 +231,17 @@ TEST(AttentionKernels, EveryTableReadsWhatTheStripsHold) {
 }
 
 TEST(AttentionKernels, AQueryThatIsNotFiniteGivesNoNumbers) {
-  for (const Dtype type : kTypes) {
+  for (const Dtype type : kKeyTypes) {
     auto q = normal(64, 7);
     q[40] = NAN;
-    const Strips s(type, 16, 64, normal(16 * 64, 8), normal(16 * 64, 9));
+    const auto k = normal(32 * 64, 8);
+    const Strips s(by_channel(type) ? Dtype::F32 : type, 32, 64, k, normal(32 * 64, 9));
+    const Blocks blocks(32, 64, k);
     for (const Kernels* table : available_kernels()) {
-      std::vector<float> scores(16);
+      std::vector<float> scores(32);
       attention_kernels(*table, type)
-          .scores(1, 1, 64, q.data(), 64, s.keys.data(), scores.data(), 16);
+          .scores(1, 2, 64, q.data(), 64, (by_channel(type) ? blocks.keys : s.keys).data(),
+                  scores.data(), 32);
       for (float x : scores) EXPECT_TRUE(std::isnan(x)) << table->name << " " << name(type);
     }
   }

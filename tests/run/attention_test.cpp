@@ -21,9 +21,12 @@ constexpr Case kCases[] = {
     {12, 2, 128, 0, 1300, 2}, {7, 1, 96, 100, 1000, 1}, {7, 1, 80, 100, 1000, 1},
     {9, 3, 64, 0, 0, 70},     {4, 2, 48, 0, 600, 33},   {2, 1, 256, 64, 900, 130},
     {9, 1, 16, 700, 1100, 5}, {9, 1, 32, 523, 1100, 5}, {10, 1, 32, 20, 33, 3},
+    {6, 2, 64, 0, 1305, 8},   {3, 1, 64, 50, 250, 8},   {3, 1, 64, 0, 27, 8},
     {4, 1, 64, 33, 90, 20}};
 
 constexpr Dtype kTypes[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
+constexpr Dtype kKeyTypes[] = {Dtype::F32,  Dtype::F16,  Dtype::BF16,
+                               Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1};
 
 MatrixBuffer random_matrix(int64_t rows, int64_t cols, int seed) {
   std::mt19937 random(static_cast<unsigned>(seed));
@@ -36,30 +39,39 @@ ConstMatrix all(const MatrixBuffer& m) {
   return m.view().slice_rows(0, m.rows() - 1);
 }
 
-// Rows in a store's slot 1 of 3, and what is held there, [n, heads*d] and a row to read past.
+// Rows in a store's slot 1 of 3, and what a query at a position reads there, [n, heads*d] and a row
+// to read past.
 struct Cached {
+  KvPart part;
+  int64_t n_heads, d;
   KvStore store;
-  MatrixBuffer held;
-  Cached(KvPart part, Dtype type, ConstMatrix rows, int64_t n_heads, int64_t d)
-      : store(part, type, 3, n_heads, d, rows.rows + 5), held(rows.rows + 1, n_heads * d) {
+  Cached(KvPart part_, Dtype type, ConstMatrix rows, int64_t heads, int64_t width)
+      : part(part_), n_heads(heads), d(width), store(part, type, 3, n_heads, d, rows.rows + 5) {
+    ThreadPool pool(1);
     for (int64_t t = 0; t < rows.rows; ++t) {
       std::vector<float> other(size_t(rows.cols), 1e3f);  // the neighbours' rows do not count
-      store.write(0, t, other.data());
-      store.write(1, t, rows.row(t));
-      store.write(2, t, other.data());
+      const ConstMatrix others{other.data(), 1, rows.cols, rows.cols};
+      store.append(pool, 0, t, others);
+      store.append(pool, 1, t, rows.slice_rows(t, t + 1));
+      store.append(pool, 2, t, others);
     }
-    held.zero();
+  }
+  MatrixBuffer held(int64_t position) const {
+    MatrixBuffer out(position + 2, n_heads * d);
+    out.zero();
     const CachedRows r = store.rows(1);
     std::vector<float> strip(size_t(kStrip * d));
     for (int64_t h = 0; h < n_heads; ++h)
-      for (int64_t t = 0; t < rows.rows; ++t) {
-        const int64_t s = t / kStrip;
-        const auto load = part == KvPart::keys ? load_keys : load_values;
-        if (t % kStrip == 0) load(r.dtype_of(s), d, r.strip(h, s), strip.data());
+      for (int64_t t = 0; t <= position; ++t) {
+        const KvPiece s = r.strip_at(h, t / kStrip, position);
+        if (t % kStrip == 0 && part == KvPart::keys) load_keys(s, d, strip.data());
+        if (t % kStrip == 0 && part == KvPart::values)
+          load_values(s.dtype, d, s.data, strip.data());
         for (int64_t i = 0; i < d; ++i)
-          held.row(t)[h * d + i] =
+          out.row(t)[h * d + i] =
               strip[size_t(part == KvPart::keys ? i * kStrip + t % kStrip : t % kStrip * d + i)];
       }
+    return out;
   }
 };
 
@@ -82,15 +94,22 @@ TEST(AttendFast, IsNearTheExactOneAndTheSameForAnyThreads) {
     const MatrixBuffer keys = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 2);
     const MatrixBuffer values = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 3);
     ++number;
-    for (size_t k = 0; k < std::size(kTypes); ++k) {
+    for (size_t k = 0; k < std::size(kKeyTypes); ++k) {
       // Keys in every format, values in another one: the diagonal is met by some case.
-      const Dtype key_type = kTypes[k], value_type = kTypes[(k + size_t(number)) % 5];
+      const Dtype key_type = kKeyTypes[k], value_type = kTypes[(k + size_t(number)) % 5];
       if (!kv_type_fits(key_type, c.d_head) || !kv_type_fits(value_type, c.d_head)) continue;
       const Cached key(KvPart::keys, key_type, all(keys), c.n_kv_heads, c.d_head);
       const Cached value(KvPart::values, value_type, all(values), c.n_kv_heads, c.d_head);
       MatrixBuffer exact(c.n, c.n_heads * c.d_head);
-      attend({select_kernels(), three}, a, all(q), HeadRows::of(all(key.held), c.d_head),
-             HeadRows::of(all(value.held), c.d_head), c.first, exact);
+      // Few queries: each by itself, with what it reads.
+      const int64_t step = c.n < 9 ? 1 : c.n;
+      for (int64_t t = 0; t < c.n; t += step) {
+        const MatrixBuffer k_held = key.held(c.first + t + step - 1);
+        const MatrixBuffer v_held = value.held(c.first + t + step - 1);
+        attend({select_kernels(), three}, a, all(q).slice_rows(t, t + step),
+               HeadRows::of(all(k_held), c.d_head), HeadRows::of(all(v_held), c.d_head),
+               c.first + t, exact.view().slice_rows(t, t + step));
+      }
       for (const Kernels* table : available_kernels()) {
         MatrixBuffer fast(c.n, c.n_heads * c.d_head), again(c.n, c.n_heads * c.d_head);
         attend_fast({*table, three}, a, all(q), key.store.rows(1), value.store.rows(1), c.first,
@@ -125,11 +144,16 @@ TEST(AttendFast, FormatsCostTheirRounding) {
   attend({select_kernels(), pool}, a, all(q), HeadRows::of(all(keys), c.d_head),
          HeadRows::of(all(values), c.d_head), c.first, exact);
   // A block's largest of 32 normal values is 2.1 on average: steps of 2.1 / 127 and 2.1 / 8.
-  const std::pair<Dtype, double> expected[] = {
-      {Dtype::F16, 2.1e-4}, {Dtype::BF16, 1.7e-3}, {Dtype::Q8_0, 4.8e-3}, {Dtype::Q4_0, 7.6e-2}};
+  // Q4_1: values in F16, and keys by channel have 15 steps from least to largest of 32, 4.1.
+  const std::pair<Dtype, double> expected[] = {{Dtype::F16, 2.1e-4},
+                                               {Dtype::BF16, 1.7e-3},
+                                               {Dtype::Q8_0, 4.8e-3},
+                                               {Dtype::Q4_0, 7.6e-2},
+                                               {Dtype::Q4_1, 7.9e-2}};
   for (const auto& [type, e] : expected) {
     const Cached key(KvPart::keys, type, all(keys), c.n_kv_heads, c.d_head);
-    const Cached value(KvPart::values, type, all(values), c.n_kv_heads, c.d_head);
+    const Cached value(KvPart::values, by_channel(type) ? Dtype::F16 : type, all(values),
+                       c.n_kv_heads, c.d_head);
     attend_fast({select_kernels(), pool}, a, all(q), key.store.rows(1), value.store.rows(1),
                 c.first, fast);
     double difference = 0, size = 0;
@@ -141,6 +165,34 @@ TEST(AttendFast, FormatsCostTheirRounding) {
     EXPECT_LT(relative, 2 * e) << name(type);
     EXPECT_GT(relative, 0.5 * e) << name(type);
   }
+}
+
+// Keys of real models have channels that lie far from zero and vary little: by rows they set the
+// step of all others, by channel their own alone.
+TEST(AttendFast, ByChannelLargeChannelsCostTheOthersNothing) {
+  ThreadPool pool(2);
+  const Case c{6, 2, 64, 0, 700, 1};
+  const Attention a = attention_of(c);
+  const MatrixBuffer q = random_matrix(c.n, c.n_heads * c.d_head, 1);
+  MatrixBuffer keys = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 2);
+  const MatrixBuffer values = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 3);
+  for (int64_t t = 0; t <= c.first; ++t)
+    for (int64_t i = 0; i < keys.cols(); i += 16) keys.row(t)[i] += 20;
+  MatrixBuffer exact(c.n, c.n_heads * c.d_head), fast(c.n, c.n_heads * c.d_head);
+  attend({select_kernels(), pool}, a, all(q), HeadRows::of(all(keys), c.d_head),
+         HeadRows::of(all(values), c.d_head), c.first, exact);
+  const Cached value(KvPart::values, Dtype::F16, all(values), c.n_kv_heads, c.d_head);
+  auto error = [&](Dtype type) {
+    const Cached key(KvPart::keys, type, all(keys), c.n_kv_heads, c.d_head);
+    attend_fast({select_kernels(), pool}, a, all(q), key.store.rows(1), value.store.rows(1),
+                c.first, fast);
+    double sum = 0;
+    for (int64_t i = 0; i < c.n_heads * c.d_head; ++i)
+      sum += std::pow(double(fast.data()[i]) - double(exact.data()[i]), 2);
+    return std::sqrt(sum);
+  };
+  const double rows = error(Dtype::Q4_0), channels = error(Dtype::Q4_1);
+  EXPECT_LT(channels, 0.2 * rows) << channels << " " << rows;
 }
 
 }  // namespace

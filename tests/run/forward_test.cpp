@@ -163,20 +163,21 @@ TEST(Forward, EveryCacheFormatIsNearF32AndForgetsWhatIsTakenBack) {
   ThreadPool one(1), three(3);
   // Relative, in the root mean square; the rounding of activations is part of each (it flips where
   // a value is nudged). Measured at most:
-  // 0.0014, 0.0044, 0.0040, 0.026, 0.045.
-  const std::tuple<Dtype, Dtype, double> types[] = {{Dtype::F16, Dtype::F16, 0.004},
-                                                    {Dtype::BF16, Dtype::F32, 0.012},
-                                                    {Dtype::Q8_0, Dtype::Q8_0, 0.012},
-                                                    {Dtype::Q4_0, Dtype::Q8_0, 0.08},
-                                                    {Dtype::F16, Dtype::Q4_0, 0.12}};
+  // 0.0014, 0.0044, 0.0040, 0.026, 0.045, -.
+  const std::tuple<Dtype, Dtype, double> types[] = {
+      {Dtype::F16, Dtype::F16, 0.004},   {Dtype::BF16, Dtype::F32, 0.012},
+      {Dtype::Q8_0, Dtype::Q8_0, 0.012}, {Dtype::Q4_0, Dtype::Q8_0, 0.08},
+      {Dtype::F16, Dtype::Q4_0, 0.12},   {Dtype::Q4_1, Dtype::F16, 0.06}};
   int n_compared = 0;
   for (const auto& name : kTinyModels) {
     const Model model = open_tiny(name);
-    std::vector<int32_t> ids = read_golden<int32_t>(name + ".ids.i32");
-    // Long enough for several strips, and for the window of Gemma's layers to leave the first.
-    for (size_t i = 0; ids.size() < 40; ++i) ids.push_back(ids[i * 3 % 8]);
+    std::vector<int32_t> all_ids = read_golden<int32_t>(name + ".ids.i32");
+    for (size_t i = 0; all_ids.size() < 80; ++i) all_ids.push_back(all_ids[i * 3 % 8]);
     for (const auto& [keys, values, bound] : types) {
       const KvTypes cache{.keys = keys, .values = values};
+      // Long enough for several strips (or blocks of two, behind the first in F16), and for the
+      // window of Gemma's layers to leave the first.
+      const auto ids = std::span(all_ids).first(by_channel(keys) ? 80 : 40);
       const int64_t d = std::get<Attention>(model.steps[0].sites[0].what).d_head;
       if (!kv_type_fits(keys, d) || !kv_type_fits(values, d)) {
         EXPECT_THROW(KvCache(model, 1, 8, cache), Error) << name;
@@ -196,7 +197,7 @@ TEST(Forward, EveryCacheFormatIsNearF32AndForgetsWhatIsTakenBack) {
       }
     }
   }
-  EXPECT_EQ(n_compared, 2 * 5 + 3 * 2);
+  EXPECT_EQ(n_compared, 2 * 5 + 4 * 2);
 }
 
 // Logits of the last `n` of ids, behind the others: one by one, or as drafts are looked over, in
@@ -240,14 +241,17 @@ TEST(Forward, LikeSingleGivesTheBitsOfTokensOneByOne) {
   ThreadPool one(1), two(2);
   const Model wide = made_wide(), grouped = open_tiny("tiny_gemma3");
   std::vector<int32_t> ids;
-  for (int i = 0; i < 42; ++i) ids.push_back(3 + (i * i + i / 5) % 50);
-  constexpr Dtype kCaches[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
+  for (int i = 0; i < 101; ++i) ids.push_back(3 + (i * i + i / 5) % 50);
+  constexpr Dtype kCaches[] = {Dtype::F32,  Dtype::F16,  Dtype::BF16,
+                               Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1};
   auto expect_same = [&](const Model& model, Path path, const KvTypes& types,
                          const std::string& what) {
     for (const Kernels* table : available_kernels()) {
       if (table != &select_kernels() && what != "Q4_0") continue;
-      // Strips of 16 positions: the tokens lie in two of them and in one.
-      for (const auto& [length, n] : {std::pair{36, 8}, std::pair{42, 5}}) {
+      // Strips of 16 positions: the tokens lie in two of them and in one. Blocks by channel, of 32:
+      // in two.
+      const bool blocks = by_channel(types.keys);
+      for (const auto& [length, n] : {std::pair{blocks ? 97 : 36, 8}, {blocks ? 98 : 42, 5}}) {
         const auto text = std::span(ids).first(size_t(length));
         EXPECT_EQ(last_logits({*table, one}, model, path, types, text, n, false),
                   last_logits({*table, two}, model, path, types, text, n, true))
@@ -259,11 +263,13 @@ TEST(Forward, LikeSingleGivesTheBitsOfTokensOneByOne) {
     const Model model = in_format(wide, t);
     for (Dtype cache : kCaches)
       if (t == Dtype::Q4_0 || cache == Dtype::F16)
-        expect_same(model, Path::fast, {cache, cache}, std::string(mt::name(t)));
+        expect_same(model, Path::fast, {cache, by_channel(cache) ? Dtype::Q8_0 : cache},
+                    std::string(mt::name(t)));
     if (t == Dtype::F32 || t == Dtype::Q4_0) expect_same(model, Path::exact, {}, "exact");
   }
   // Windows, grouped queries, norms of heads.
   expect_same(grouped, Path::fast, default_kv_types(Path::fast), "gemma3");
+  expect_same(grouped, Path::fast, {.keys = Dtype::Q4_1, .values = Dtype::F16}, "gemma3");
   expect_same(grouped, Path::exact, {}, "gemma3 exact");
 }
 
@@ -279,6 +285,8 @@ TEST(Forward, OnlyTheFastPathTakesOtherCaches) {
   EXPECT_THROW(forward(rt, model, cache, {&chunk, 1}, {.path = Path::bf16, .tap = {}}), Error);
   EXPECT_NO_THROW(forward(rt, model, cache, {&chunk, 1}, {.path = Path::fast, .tap = {}}));
   EXPECT_THROW(KvCache(model, 1, 4, {.keys = Dtype::Q5_0}), Error);
+  EXPECT_THROW(KvCache(open_tiny("tiny_qwen3"), 1, 4, {.values = Dtype::Q4_1}), Error);
+  EXPECT_NO_THROW(KvCache(open_tiny("tiny_qwen3"), 1, 4, {.keys = Dtype::Q4_1}));
 }
 
 TEST(Forward, RefusesForeignTokensAndAFullCache) {
@@ -290,6 +298,32 @@ TEST(Forward, RefusesForeignTokensAndAFullCache) {
   Chunk a{0, bad}, b{0, long_text};
   EXPECT_THROW(forward(rt, model, cache, {&a, 1}), Error);
   EXPECT_THROW(forward(rt, model, cache, {&b, 1}), Error);
+}
+
+// A batch of more tokens than the latest blocks hold, each as if alone; the cache ends within a
+// block and within a strip.
+TEST(Forward, KeysByChannelFillTheCacheToItsEnd) {
+  ThreadPool pool(2);
+  const Runtime rt{select_kernels(), pool};
+  const Model model = open_tiny("tiny_qwen3");
+  std::vector<int32_t> ids;
+  for (int i = 0; i < 141; ++i) ids.push_back(3 + (i * i + i / 5) % 50);
+  const KvTypes types{.keys = Dtype::Q4_1, .values = Dtype::Q4_0};
+  KvCache singly(model, 1, 141, types), together(model, 1, 141, types);
+  MatrixBuffer expected(141, model.d_model);
+  for (int64_t t = 0; t < 141; ++t) {
+    const Chunk one{0, std::span(ids).subspan(size_t(t), 1)};
+    const MatrixBuffer row = forward(rt, model, singly, {&one, 1}, {.path = Path::fast, .tap = {}});
+    std::copy_n(row.data(), model.d_model, expected.row(t));
+  }
+  const Chunk all{0, ids};
+  const MatrixBuffer rows =
+      forward(rt, model, together, {&all, 1}, {.path = Path::fast, .tap = {}, .like_single = true});
+  EXPECT_EQ(largest_difference(rows, expected.data()), 0);
+  for (KvCache* cache : {&singly, &together}) {
+    const Chunk more{0, std::span(ids).first(1)};
+    EXPECT_THROW(forward(rt, model, *cache, {&more, 1}, {.path = Path::fast, .tap = {}}), Error);
+  }
 }
 
 }  // namespace
