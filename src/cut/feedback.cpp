@@ -54,22 +54,18 @@ class CodedRows : public RowsFitter {
   const Levels levels_;
 };
 
-}  // namespace
-
-bool takes_feedback(Dtype dtype) {
-  return levels_of(dtype) || lattice_subs(dtype) > 0;
-}
-
 std::unique_ptr<RowsFitter> rows_fitter(const Runtime& rt, const Weight& source, Dtype dtype,
                                         const Curvature& curvature) {
   if (lattice_subs(dtype)) return lattice_rows(rt, source, dtype, curvature);
   return std::make_unique<CodedRows>(rt, source, dtype, curvature);
 }
 
+}  // namespace
+
 Weight encode_with_feedback(const Runtime& rt, const Weight& source, Dtype dtype,
                             const Curvature& curvature, const RowWeights& weights,
                             FeedbackStats* stats) {
-  if (!takes_feedback(dtype)) return encode_weight(rt, source, dtype, weights);
+  if (!levels_of(dtype) && !lattice_subs(dtype)) return encode_weight(rt, source, dtype, weights);
   assert(curvature.h.rows() == source.cols);
   const int64_t bytes = row_bytes(dtype, source.cols);
   auto buffer =

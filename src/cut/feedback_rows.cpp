@@ -70,16 +70,6 @@ FeedbackStats RowsFitter::fit(int64_t first, int64_t count, const RowWeights& we
   return stats;
 }
 
-void RowsFitter::refit(std::byte* encoded, float* slope, float* step) {
-  std::memcpy(plain_.data(), encoded, static_cast<size_t>(row_bytes_));
-  std::copy_n(slope, n_, slope_.row(0));
-  std::fill_n(error_.row(0), n_, 0.0f);
-  descend(0);
-  std::memcpy(encoded, plain_.data(), static_cast<size_t>(row_bytes_));
-  std::copy_n(slope_.row(0), n_, slope);
-  std::copy_n(error_.row(0), n_, step);
-}
-
 void RowsFitter::normalise() {
   double sum = 0;
   for (float w : weights_) sum += double(w);

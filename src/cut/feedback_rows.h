@@ -17,10 +17,6 @@ class RowsFitter {
   // first + count rows into dst, one after another.
   FeedbackStats fit(int64_t first, int64_t count, const RowWeights& weights, std::byte* dst);
 
-  // Lowers the form of one encoded row whose slope is given, for as long as the slope falls short
-  // of zero: `slope` becomes that of the new codes, `step` what they add to the error.
-  void refit(std::byte* encoded, float* slope, float* step);
-
  protected:
   // Gives block b of row r the codes that suit `target`, whose scales `at` has already, each weight
   // taking up the errors of those behind it: what a weight errs by goes into error_, and what that
@@ -54,10 +50,6 @@ class RowsFitter {
   std::vector<std::byte> plain_, fed_;  // encoded rows; in the end plain_ holds the best
 };
 
-// False: formats whose weights have neither codes of their own nor words.
-bool takes_feedback(Dtype dtype);
-std::unique_ptr<RowsFitter> rows_fitter(const Runtime& rt, const Weight& source, Dtype dtype,
-                                        const Curvature& curvature);
 // For formats with words of magnitudes (dtype/lattice_codes.h).
 std::unique_ptr<RowsFitter> lattice_rows(const Runtime& rt, const Weight& source, Dtype dtype,
                                          const Curvature& curvature);
