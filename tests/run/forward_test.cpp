@@ -163,11 +163,11 @@ TEST(Forward, EveryCacheFormatIsNearF32AndForgetsWhatIsTakenBack) {
   ThreadPool one(1), three(3);
   // Relative, in the root mean square; the rounding of activations is part of each (it flips where
   // a value is nudged). Measured at most:
-  // 0.0014, 0.0044, 0.0040, 0.026, 0.045, -.
+  // 0.0014, 0.0044, 0.0040, 0.026, 0.045, 0.017.
   const std::tuple<Dtype, Dtype, double> types[] = {
       {Dtype::F16, Dtype::F16, 0.004},   {Dtype::BF16, Dtype::F32, 0.012},
       {Dtype::Q8_0, Dtype::Q8_0, 0.012}, {Dtype::Q4_0, Dtype::Q8_0, 0.08},
-      {Dtype::F16, Dtype::Q4_0, 0.12},   {Dtype::Q4_1, Dtype::F16, 0.06}};
+      {Dtype::F16, Dtype::Q4_0, 0.12},   {Dtype::Q4_1, Dtype::F16, 0.05}};
   int n_compared = 0;
   for (const auto& name : kTinyModels) {
     const Model model = open_tiny(name);
