@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "base/files.h"
@@ -107,10 +108,52 @@ PlaceOptions sampled_places(const Candidates& candidates,
   return work;
 }
 
+Windows windows_of_text(const Windows& windows) {
+  constexpr int64_t kTokens = 3072;
+  size_t n = 0;
+  for (int64_t read = 0; n < windows.size() && read < kTokens; ++n) read += std::ssize(windows[n]);
+  return Windows(windows.begin(), windows.begin() + static_cast<ptrdiff_t>(n));
+}
+
+double together(const Runtime& rt, const Model& model, const Plan& plan,
+                const std::function<const Model&()>& cut, const std::string& role,
+                const Windows& windows, Measurements& db) {
+  std::set<std::string> places;
+  std::string all = plan.tied_source;
+  for (const Decision& d : plan.decisions)
+    if (!d.chosen.keep && (role.empty() || role_of(d.place).role == role)) {
+      places.insert(d.place);
+      all += fmt::format("{} {}\n", d.place, name(d.chosen.dtype));
+    }
+  if (places.empty()) return 0;
+  std::optional<Model> part;
+  double kl = 0, tokens = 0;
+  for (size_t w = 0; w < windows.size(); ++w) {
+    const std::string setting = fmt::format("{} window {}", sha256_hex(all), w);
+    auto measured = db.value("places", "together_kl", setting);
+    if (!measured || !std::isfinite(*measured) || *measured < 0) {
+      if (!part && role.empty()) part = cut();
+      if (!part) {
+        part = model;
+        std::map<std::string, Weight> rounded;
+        Model whole = cut();
+        for (const LinearMap* map : linear_maps(whole)) rounded[map->name] = map->weight;
+        for (LinearMap* map : linear_maps(*part))
+          if (places.contains(map->name)) map->weight = rounded.at(map->name);
+      }
+      measured = std::max(0.0, PlaceLoss(rt, model, {windows[w]}).measure(*part));
+      db.put("places", "together_kl", setting, *measured);
+    }
+    const auto n = double(windows[w].size());
+    kl += *measured * n;
+    tokens += n;
+  }
+  return tokens > 0 ? kl / tokens : 0;
+}
+
 double text_factor(const Runtime& rt, const Model& model, const Windows& windows,
                    const Candidates& candidates, const std::vector<std::vector<double>>& losses,
                    const PlaceOptions& places, Measurements& db) {
-  constexpr int64_t kTokens = 3072;
   std::map<size_t, size_t> formats;  // by candidate
   std::string all;
   for (const auto& [i, o] : places)
@@ -120,9 +163,7 @@ double text_factor(const Runtime& rt, const Model& model, const Windows& windows
 
   std::optional<Model> cut;
   std::array<double, 2> kl{}, tokens{};  // of the first windows; of all
-  size_t n = 0;
-  for (double read = 0; n < windows.size() && read < kTokens; ++n)
-    read += double(windows[n].size());
+  const size_t n = windows_of_text(windows).size();
   Progress progress("measuring the text", n);
   for (size_t w = 0; w < n; ++w) {
     const std::string setting = fmt::format("{} window {}", sha256_hex(all), w);

@@ -1,4 +1,5 @@
 #pragma once
+#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,6 +36,17 @@ constexpr int64_t kWindowsOfPlaces = 2;
 double text_factor(const Runtime& rt, const Model& model, const Windows& windows,
                    const Candidates& candidates, const std::vector<std::vector<double>>& losses,
                    const PlaceOptions& places, Measurements& db);
+
+// Losses of places do not quite add up: at low bits the layers of one role together lose more than
+// the sum, or less. What the places of a plan lose together on some windows: mean KL over all
+// positions, nats a token; of all places, or of those of one role. `cut` gives the plan carried out
+// and is called where something is not in `db` yet.
+double together(const Runtime& rt, const Model& model, const Plan& plan,
+                const std::function<const Model&()>& cut, const std::string& role,
+                const Windows& windows, Measurements& db);
+
+// Windows from the first on, up to 3,072 tokens: what stands for the text.
+Windows windows_of_text(const Windows& windows);
 
 // Measured over predicted KL of every candidate and option: that of `places`, each cut alone and
 // measured on `windows`; others take their layer's ratio, or the geometric mean of their role's,

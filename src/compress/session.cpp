@@ -96,6 +96,10 @@ Model Session::cut(const Plan& plan) {
 }
 
 Model Session::rounded(const Plan& plan) {
+  return rounded(plan, settings_.feedback);
+}
+
+Model Session::rounded(const Plan& plan, Feedback feedback) {
   if (!settings_.imatrix.empty()) {
     const Imatrix m = read_imatrix(settings_.imatrix);
     const auto maps = linear_maps(*model_);
@@ -120,7 +124,9 @@ Model Session::rounded(const Plan& plan) {
     });
   }
   const auto candidates = find_candidates(*model_, settings_.types, &profile());
-  if (settings_.feedback == Feedback::sequential) cut_.clear();  // each hangs on those before it
+  // What was rounded otherwise, or hangs on the layers before it, is rounded anew.
+  if (feedback != cut_feedback_ || feedback == Feedback::sequential) cut_.clear();
+  cut_feedback_ = feedback;
   Plan missing = plan;
   for (Decision& d : missing.decisions) {
     const auto known = cut_.find(key_of(plan, d.place));
@@ -133,7 +139,7 @@ Model Session::rounded(const Plan& plan) {
           if (c.key == key_of(plan, tensor)) return c.weights;
         throw_error("'{}' is no place of {}", tensor, settings_.model.string());
       },
-      settings_.feedback, calibration().windows);
+      feedback, calibration().windows);
   std::map<std::string, Weight> made;
   for (LinearMap* map : linear_maps(cut))
     for (size_t i = 0; i < plan.decisions.size(); ++i) {

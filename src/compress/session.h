@@ -114,6 +114,11 @@ class Session {
   std::string proof_name();
   void correct(Problem& problem);  // its losses, by what is measured of checked_
   PlaceOptions doubtful(const Solution& solution) const;
+  Plan plan_of(const Solution& solution) const;
+  // Measures the roles of a plan, each cut as a whole; gives whether that changes what is predicted
+  // by much.
+  bool measure_roles(const Plan& plan);
+  Model rounded(const Plan& plan, Feedback feedback);
   void check_fits(Dtype dtype) const;
   void check_reachable(const Goal& goal);  // throws Error where no format is small enough
   std::optional<int64_t> budget(const Goal& goal, int64_t metadata) const;
@@ -141,8 +146,10 @@ class Session {
   double text_factor_ = 1;                       // of all losses
   PlaceOptions sampled_;                         // measured before anything is planned
   PlaceOptions checked_;                         // these, and what the last plan rests on
+  std::map<std::string, double> role_factor_;    // of the last plan's roles, together over sum
   std::optional<Problem> problem_;
-  std::map<std::string, Weight> cut_;  // of the last cut, by candidate
+  std::map<std::string, Weight> cut_;       // of the last cut, by candidate
+  Feedback cut_feedback_ = Feedback::none;  // that it was made with
   // By plan: loss at first and at last, and whether layer by layer.
   struct RefinedBy {
     double first = 0, last = 0;

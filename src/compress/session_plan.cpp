@@ -19,6 +19,8 @@ namespace {
 
 constexpr int64_t kRowsPredicted = 192;  // of a tensor, per format
 constexpr int64_t kGoalBytes = 160;
+// Nats a token: below this the rounding of f32 sums shows as much as a cut.
+constexpr double kNoise = 1e-6;
 // Of a vector in a GGUF file's directory: lengths of name and shape, the shape, type and offset.
 constexpr int64_t kTensorEntryBytes = 8 + 4 + 8 + 4 + 8;
 
@@ -108,6 +110,47 @@ void Session::correct(Problem& problem) {
   for (size_t i = 0; i < problem.places.size(); ++i)
     for (size_t o = 0; o < problem.places[i].options.size(); ++o)
       problem.places[i].options[o].loss = losses_[i][o] * correction_[i][o] * text_factor_;
+  for (Place& place : problem.places)
+    if (const auto f = role_factor_.find(role_of(place.name).role); f != role_factor_.end())
+      for (Option& option : place.options) option.loss *= f->second;
+}
+
+Plan Session::plan_of(const Solution& s) const {
+  Plan plan = to_plan(*problem_, s);
+  if (s.alternative.empty()) return plan;
+  const HeadChoice& h = candidates_->head_choices[static_cast<size_t>(s.alternative[0])];
+  if (!h.tied_source.empty()) {
+    plan.head = HeadPlan::tied;
+    plan.tied_source = h.tied_source;
+  }
+  return plan;
+}
+
+bool Session::measure_roles(const Plan& plan) {
+  constexpr double kNear = 0.05, kLeast = 1e-4;  // ratios apart from 1; nats a token
+  std::map<std::string, double> sums;
+  for (const Decision& d : plan.decisions)
+    if (const TensorRole r = role_of(d.place); r.layer >= 0) sums[r.role] += d.chosen.loss;
+  std::optional<Model> whole;
+  bool moved = false;
+  Progress progress("measuring roles", sums.size());
+  for (const auto& [role, sum] : sums) {
+    if (sum >= kLeast) {
+      const double measured =
+          text_factor_ * together(
+                             rt_, *model_, plan,
+                             [&]() -> const Model& {
+                               if (!whole) whole = rounded(plan, Feedback::none);
+                               return *whole;
+                             },
+                             role, first_windows(calibration_->windows, kWindowsOfPlaces), *db_);
+      const double ratio = std::clamp(measured / sum, 0.1, 10.0);
+      role_factor_.try_emplace(role, 1).first->second *= ratio;
+      moved = moved || std::fabs(ratio - 1) > kNear;
+    }
+    progress.advance();
+  }
+  return moved;
 }
 
 // What a plan rests on that was not measured: the places that count for a hundredth of its loss or
@@ -273,8 +316,9 @@ Plan Session::plan(const Goal& goal, double correction) {
     return minimise_loss(p, budget(goal, metadata).value(), settings);
   };
   if (goal.uniform) check_fits(*goal.uniform);
-  if (checked_ != sampled_) {  // by an earlier plan: this one is as if it were the first
-    checked_ = sampled_;
+  if (checked_ != sampled_ || !role_factor_.empty()) {  // by an earlier plan
+    checked_ = sampled_;                                // this one is as if it were the first
+    role_factor_.clear();
     correct(*problem_);
   }
   Solution s = solve();
@@ -288,20 +332,33 @@ Plan Session::plan(const Goal& goal, double correction) {
     correct(*problem_);
     s = solve();
   }
-  Plan plan = to_plan(p, s);
+  // A plan for a KL is measured as a whole by who asked for it.
+  const bool as_a_whole = settings_.n_measured > 0 && !goal.max_kl;
+  constexpr int kRoleRounds = 2;
+  for (int round = 0; round < kRoleRounds && as_a_whole && !goal.uniform; ++round) {
+    if (!measure_roles(plan_of(s))) break;
+    correct(*problem_);
+    s = solve();
+  }
+  Plan plan = plan_of(s);
+  if (as_a_whole && plan.predicted_kl > 0) {
+    std::optional<Model> whole;
+    Progress progress("measuring the plan", 1);
+    const double kl = together(
+        rt_, *model_, plan,
+        [&]() -> const Model& {
+          if (!whole) whole = rounded(plan, Feedback::none);
+          return *whole;
+        },
+        "", windows_of_text(calibration_->windows), *db_);
+    if (kl > kNoise) plan.predicted_kl = kl;
+  }
   if (goal.uniform) plan.note = misfits(plan, *goal.uniform);
   plan.model_sha256 = sha256_;
   plan.model_name = name_of_file(settings_.model);
   plan.goal = goal.text;
   plan.calibration = calibration_->name;
   plan.calibration_sha256 = calibration_->sha256;
-  if (!s.alternative.empty()) {
-    const HeadChoice& h = candidates_->head_choices[static_cast<size_t>(s.alternative[0])];
-    if (!h.tied_source.empty()) {
-      plan.head = HeadPlan::tied;
-      plan.tied_source = h.tied_source;
-    }
-  }
   plan.predicted_kl *= correction;
   plan.fixed_bytes = p.fixed_bytes;
   plan.predicted_bytes = exact_bytes(plan);

@@ -47,5 +47,46 @@ TEST(Corrections, TheTextFactorIsTheLossOnAllTextOverThatOnTheFirstWindows) {
   EXPECT_EQ(text_factor(rt, model, {windows[0], windows[1]}, candidates, losses, places, *db), 1);
 }
 
+TEST(Corrections, PlacesOfARoleAreMeasuredTogether) {
+  ThreadPool pool{1};
+  const Runtime rt{select_kernels(), pool};
+  test::TemporaryFolder folder;
+  const Model model = open_tiny("tiny_llama");
+  const auto ids = read_golden<int32_t>("tiny_llama.ids.i32");
+  const Windows windows = {{ids.begin(), ids.begin() + 20}, {ids.begin() + 5, ids.begin() + 15}};
+  Plan plan;
+  Model whole = model, downs = model;
+  for (LinearMap* map : linear_maps(whole)) {
+    const bool down = map->name.ends_with("ffn_down.weight");
+    if (!down && !map->name.ends_with("attn_q.weight")) continue;
+    const RowWeights weights = row_weights(nullptr, map->name, Role::map);
+    const Weight rounded = encode_weight(rt, map->weight, Dtype::Q4_0, weights);
+    Decision& d = plan.decisions.emplace_back();
+    d.place = map->name;
+    d.chosen.dtype = Dtype::Q4_0;
+    map->weight = rounded;
+    for (LinearMap* other : linear_maps(downs))
+      if (down && other->name == map->name) other->weight = rounded;
+  }
+  const auto path = folder / "kept.db";
+  int made = 0;
+  auto cut = [&]() -> const Model& {
+    ++made;
+    return whole;
+  };
+  for (int round = 0; round < 2; ++round) {  // the second from what was kept
+    auto db = Measurements::open(path);
+    db->select_run("model", "corpus", "settings");
+    PlaceLoss loss(rt, model, windows);
+    const double of_downs = loss.measure(downs), of_all = loss.measure(whole);
+    ASSERT_GT(of_all, 1.1 * of_downs);
+    EXPECT_NEAR(together(rt, model, plan, cut, "ffn_down", windows, *db), of_downs,
+                1e-4 * of_downs);
+    EXPECT_NEAR(together(rt, model, plan, cut, "", windows, *db), of_all, 1e-4 * of_all);
+    EXPECT_EQ(together(rt, model, plan, cut, "attn_k", windows, *db), 0);
+    EXPECT_EQ(made, 2);
+  }
+}
+
 }  // namespace
 }  // namespace mt

@@ -8,6 +8,8 @@
 
 #include "base/error.h"
 #include "compress/carry_out.h"
+#include "compress/corrections.h"
+#include "measure/place_loss.h"
 #include "plan/ask.h"
 #include "run/tiny.h"
 #include "support/folder.h"
@@ -143,6 +145,23 @@ TEST_F(SessionTest, BiasesAreCountedToTheByte) {
       }
       EXPECT_GE(biases, before);
     }
+  }
+}
+
+// Not the sum of the places' losses: that of the whole plan on calibration text.
+TEST_F(SessionTest, WhatAPlanLosesIsMeasuredAsAWhole) {
+  for (const std::string name : {"tiny_llama", "tiny_qwen2"}) {
+    SCOPED_TRACE(name);
+    Session session(rt, small(tiny(name)));
+    const auto whole = double(std::filesystem::file_size(tiny(name)));
+    const Plan plan = session.plan(size_goal(int64_t(whole * 0.3)));
+    PlaceLoss loss(rt, session.model(), windows_of_text(session.calibration().windows));
+    const double measured = loss.measure(session.cut(plan));
+    ASSERT_GT(measured, 1e-5) << "what f32 sums round away is not measured";
+    EXPECT_NEAR(plan.predicted_kl, measured, 1e-3 * measured);
+    double sum = 0;
+    for (const Decision& d : plan.decisions) sum += d.chosen.loss;
+    EXPECT_NE(plan.predicted_kl, sum);
   }
 }
 
