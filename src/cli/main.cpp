@@ -111,8 +111,9 @@ std::string unknown_option(const CLI::App& command, int argc, char** argv) {
       return name.starts_with(word) ? 0 : distance(word, name);
     };
     const auto nearest = std::min_element(
-        names.begin(), names.end(),
-        [&](const std::string& a, const std::string& b) { return far(a) < far(b); });
+        names.begin(), names.end(), [&](const std::string& a, const std::string& b) {
+          return std::pair(far(a), a.size()) < std::pair(far(b), b.size());
+        });
     const bool near = nearest != names.end() && word[1] == '-' && far(*nearest) <= 2;
     return fmt::format("unknown option '{}'{}", word.substr(0, 60),
                        near ? fmt::format("; did you mean '{}'?", *nearest) : "");
