@@ -206,7 +206,7 @@ TEST_F(CompressSafety, SlowKilledAtAnyMomentItEndsWithTheSameBytes) {
   const auto start = Clock::now();
   auto r = run_program(words("whole"));
   ASSERT_EQ(r.code, 0) << r.err;
-  const auto took = Clock::now() - start;
+  auto took = Clock::now() - start;
   const std::string expected = bytes_of(folder / "whole.gguf");
 
   const unsigned seed = std::random_device{}();
@@ -220,7 +220,10 @@ TEST_F(CompressSafety, SlowKilledAtAnyMomentItEndsWithTheSameBytes) {
       Program program(words(out));
       std::this_thread::sleep_for(took * (random() % 1000) / 1000);
       program.kill();
-      killed += program.wait().code == 128 + SIGKILL;
+      if (program.wait().code == 128 + SIGKILL)
+        ++killed;
+      else  // the machine has become faster since
+        took = took * 3 / 4;
       if (fs::exists(folder / (out + ".gguf"))) {
         EXPECT_EQ(bytes_of(folder / (out + ".gguf")), expected);
       }
