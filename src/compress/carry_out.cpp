@@ -143,8 +143,9 @@ std::string how_by_layer(const Refined& r) {
                         r.needed_bytes / 1'000'000, std::max<int64_t>(0, r.room_bytes) / 1'000'000)
           : "as asked";
   return fmt::format(
-      "refined layer by layer on the layers' outputs ({}), on {} windows of text; what follows of "
-      "its own text is of the last steps, on final norm and head",
+      "refined layer by layer on the layers' outputs ({}), on {} windows of text; what is said "
+      "next "
+      "of its own text is of the steps after the last layer, on final norm and head",
       why, r.n_windows);
 }
 

@@ -98,10 +98,12 @@ double KlGradient::add(const Model& cut, std::span<const int32_t> tokens, ConstM
 }
 
 double Refined::first_loss() const {
-  return mean(std::span(losses).first(tenth(losses.size())));
+  const auto kls = std::span(losses).subspan(first_kl);
+  return mean(kls.first(tenth(kls.size())));
 }
 double Refined::last_loss() const {
-  return mean(std::span(losses).last(tenth(losses.size())));
+  const auto kls = std::span(losses).subspan(first_kl);
+  return mean(kls.last(tenth(kls.size())));
 }
 
 KlSlope kl_slope(const Runtime& rt, const Model& original, const Model& cut,

@@ -70,14 +70,14 @@ struct Refined {
   // every layer, whose loss is the error of its output as a share of what the layer adds; then
   // those of final norm and head, whose loss is the KL.
   std::vector<double> losses;
+  size_t first_kl = 0;                             // the losses from here on are KLs
   int64_t n_scales = 0, n_norms = 0, n_codes = 0;  // parameters that were free
   bool by_layer = false;
   int64_t n_windows = 0;     // that were read
   int64_t needed_bytes = 0;  // of memory for steps on the whole; 0: not asked
   int64_t room_bytes = 0;    // that were free
 
-  // Means over the first and the last tenth of the steps (by layer: of those at the end): different
-  // windows, so a rough guide.
+  // Means over the first and the last tenth of the KLs: different windows, so a rough guide.
   double first_loss() const;
   double last_loss() const;
 };

@@ -263,6 +263,7 @@ Refined refine_layers(const Runtime& rt, const Model& original, const Model& cut
   }
 
   // What is behind the layers, against the KL itself.
+  result.first_kl = result.losses.size();
   Model end = layer_of(result.model, -1), from = layer_of(original, -1);
   end.n_layers = from.n_layers = 0;
   KlGradient gradient(rt, original, settings.path);

@@ -370,6 +370,30 @@ TEST_F(SessionTest, RefinementThatDoesNotHelpIsLeftOut) {
   EXPECT_GT(left_out, 0);
 }
 
+TEST_F(SessionTest, RefinementLayerByLayerIsSaidAndWritten) {
+  auto settings = small(tiny("tiny_llama"));
+  settings.refine_steps = 12;
+  for (RefineBy by : {RefineBy::model, RefineBy::layer}) {
+    settings.refine_by = by;
+    Session session(rt, settings);
+    const auto whole = int64_t(std::filesystem::file_size(settings.model));
+    const Result r = carry_out(session, size_goal(whole / 5), [](const std::string&) {});
+    const bool said = std::any_of(r.notes.begin(), r.notes.end(), [](const std::string& note) {
+      return note.starts_with("refined layer by layer");
+    });
+    EXPECT_EQ(said, by == RefineBy::layer);
+    ASSERT_TRUE(r.notes.back().starts_with("refined: ")) << r.notes.back();
+    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
+    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
+    EXPECT_EQ(read_gguf(folder / "out.gguf").need_string("microtome.refine.by"),
+              by == RefineBy::layer ? "layer" : "model");
+    // Of its state nothing is left.
+    for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+      EXPECT_EQ(entry.path().string().find(".refine-"), std::string::npos) << entry.path();
+    std::filesystem::remove(folder / "out.gguf");
+  }
+}
+
 TEST_F(SessionTest, ACutAfterAnotherMakesTheSameTensors) {
   Session session(rt, small(tiny("tiny_llama"))), fresh(rt, small(tiny("tiny_llama")));
   const Plan large = session.plan(size_goal(90'000)), less = session.plan(size_goal(85'000));

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/files.h"
@@ -178,6 +179,10 @@ TEST_F(RefineLayersTest, LowersErrorAndLossOnTextItHasNotSeen) {
     const Refined refined = refine(rt_, model, cut, seen, quick(48));
     EXPECT_TRUE(refined.by_layer);
     EXPECT_EQ(std::ssize(refined.losses), 48 * (model.n_layers + 1));
+    const double last = std::accumulate(refined.losses.end() - 4, refined.losses.end(), 0.0) / 4;
+    EXPECT_EQ(refined.last_loss(), last) << name;
+    const auto end = refined.losses.end() - 48;
+    EXPECT_EQ(refined.first_loss(), std::accumulate(end, end + 4, 0.0) / 4) << name;
     EXPECT_LT(error_at_the_end(rt_, model, refined.model, held_out), 0.97 * error) << name;
     EXPECT_LT(kl(rt_, model, refined.model, held_out), 0.97 * loss) << name;
     EXPECT_EQ(kl(rt_, model, cut, held_out), loss) << "the cut given was changed";
