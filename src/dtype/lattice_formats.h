@@ -37,10 +37,11 @@ struct Iq2XxsFormat : Iq2 {
   }
   static void unpack(const Block& b, LatticeCodes& c) {
     for (int cell = 0; cell < kCells; ++cell) {
-      const uint32_t *qs = b.qs[cell / 4], shift = static_cast<uint32_t>(cell % 4);
-      c.scale[cell / 4] = static_cast<int>(qs[1] >> 28);
-      c.word[cell][0] = static_cast<int>(qs[0] >> (8 * shift) & 255);
-      c.minus[cell] = eight_signs(qs[1] >> (7 * shift) & 127);
+      const uint32_t words = b.qs[cell / 4][0], rest = b.qs[cell / 4][1];
+      const int at = cell % 4;
+      c.scale[cell / 4] = static_cast<int>(rest >> 28);
+      c.word[cell][0] = static_cast<int>(words >> (8 * at) & 255);
+      c.minus[cell] = eight_signs(rest >> (7 * at) & 127);
     }
   }
 };
