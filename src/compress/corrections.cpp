@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -115,40 +114,91 @@ Windows windows_of_text(const Windows& windows) {
   return Windows(windows.begin(), windows.begin() + static_cast<ptrdiff_t>(n));
 }
 
-double together(const Runtime& rt, const Model& model, const Plan& plan,
-                const std::function<const Model&()>& cut, const std::string& role,
-                const Windows& windows, Measurements& db) {
+namespace {
+
+// Mean KL of a cut on every window, kept in `db` as `metric` under `what`; `cut` is called once at
+// most. A window at a time: the original's log-probabilities of all would be too many.
+std::vector<double> window_losses(const Runtime& rt, const Model& model,
+                                  const std::function<Model()>& cut, const Windows& windows,
+                                  const std::string& place, const std::string& metric,
+                                  const std::string& what, const std::string& label,
+                                  Measurements& db) {
+  std::optional<Model> made;
+  std::vector<double> losses;
+  Progress progress(label, windows.size());
+  for (size_t w = 0; w < windows.size(); ++w) {
+    const std::string setting = fmt::format("{} window {}", sha256_hex(what), w);
+    auto measured = db.value(place, metric, setting);
+    if (!measured || !std::isfinite(*measured) || *measured < 0) {
+      if (!made) made = cut();
+      measured = std::max(0.0, PlaceLoss(rt, model, {windows[w]}).measure(*made));
+      db.put(place, metric, setting, *measured);
+    }
+    losses.push_back(*measured);
+    progress.advance();
+  }
+  return losses;
+}
+
+// Over the tokens of the first n windows.
+double mean_loss(const std::vector<double>& losses, const Windows& windows, size_t n) {
+  double sum = 0, tokens = 0;
+  for (size_t w = 0; w < std::min(n, losses.size()); ++w) {
+    sum += losses[w] * double(windows[w].size());
+    tokens += double(windows[w].size());
+  }
+  return tokens > 0 ? sum / tokens : 0;
+}
+
+// What a plan writes, of one role or of all: the places, and a text that names it all.
+std::pair<std::set<std::string>, std::string> written(const Plan& plan, const std::string& role) {
   std::set<std::string> places;
-  std::string all = plan.tied_source;
+  std::string text = plan.tied_source + "\n";
   for (const Decision& d : plan.decisions)
     if (!d.chosen.keep && (role.empty() || role_of(d.place).role == role)) {
       places.insert(d.place);
-      all += fmt::format("{} {}\n", d.place, name(d.chosen.dtype));
+      text += fmt::format("{} {}\n", d.place, name(d.chosen.dtype));
     }
-  if (places.empty()) return 0;
-  std::optional<Model> part;
-  double kl = 0, tokens = 0;
-  for (size_t w = 0; w < windows.size(); ++w) {
-    const std::string setting = fmt::format("{} window {}", sha256_hex(all), w);
-    auto measured = db.value("places", "together_kl", setting);
+  return {places, text};
+}
+
+}  // namespace
+
+std::map<std::string, double> role_losses(const Runtime& rt, const Model& model, const Plan& plan,
+                                          const std::function<Model()>& cut,
+                                          const std::set<std::string>& roles,
+                                          const Windows& windows, Measurements& db) {
+  std::map<std::string, double> losses;
+  std::optional<Model> whole;
+  std::unique_ptr<PlaceLoss> place_loss;
+  Progress progress("measuring roles", roles.size());
+  for (const std::string& role : roles) {
+    const auto& [places, text] = written(plan, role);
+    const std::string setting = sha256_hex(text);
+    auto measured = db.value(role, "role_kl", setting);
     if (!measured || !std::isfinite(*measured) || *measured < 0) {
-      if (!part && role.empty()) part = cut();
-      if (!part) {
-        part = model;
-        std::map<std::string, Weight> rounded;
-        Model whole = cut();
-        for (const LinearMap* map : linear_maps(whole)) rounded[map->name] = map->weight;
-        for (LinearMap* map : linear_maps(*part))
-          if (places.contains(map->name)) map->weight = rounded.at(map->name);
-      }
-      measured = std::max(0.0, PlaceLoss(rt, model, {windows[w]}).measure(*part));
-      db.put("places", "together_kl", setting, *measured);
+      if (!whole) whole = cut();
+      if (!place_loss) place_loss = std::make_unique<PlaceLoss>(rt, model, windows);
+      Model part = model;
+      std::map<std::string, Weight> rounded;
+      for (const LinearMap* map : linear_maps(std::as_const(*whole)))
+        rounded[map->name] = map->weight;
+      for (LinearMap* map : linear_maps(part))
+        if (places.contains(map->name)) map->weight = rounded.at(map->name);
+      measured = std::max(0.0, place_loss->measure(part));
+      db.put(role, "role_kl", setting, *measured);
     }
-    const auto n = double(windows[w].size());
-    kl += *measured * n;
-    tokens += n;
+    losses[role] = *measured;
+    progress.advance();
   }
-  return tokens > 0 ? kl / tokens : 0;
+  return losses;
+}
+
+double whole_loss(const Runtime& rt, const Model& model, const Plan& plan,
+                  const std::function<Model()>& cut, const Windows& windows, Measurements& db) {
+  return mean_loss(window_losses(rt, model, cut, windows, "plan", "whole_kl",
+                                 written(plan, "").second, "measuring the plan", db),
+                   windows, windows.size());
 }
 
 double text_factor(const Runtime& rt, const Model& model, const Windows& windows,
@@ -161,35 +211,21 @@ double text_factor(const Runtime& rt, const Model& model, const Windows& windows
       all += fmt::format("{} {}\n", candidates.all[i].key, name(candidates.all[i].dtypes[o]));
   if (formats.empty() || std::ssize(windows) <= kWindowsOfPlaces) return 1;
 
-  std::optional<Model> cut;
-  std::array<double, 2> kl{}, tokens{};  // of the first windows; of all
-  const size_t n = windows_of_text(windows).size();
-  Progress progress("measuring the text", n);
-  for (size_t w = 0; w < n; ++w) {
-    const std::string setting = fmt::format("{} window {}", sha256_hex(all), w);
-    auto measured = db.value("text", "sampled_kl", setting);
-    if (!measured || !std::isfinite(*measured) || *measured < 0) {
-      if (!cut) {
-        cut = model;
-        for (const auto& [i, o] : formats) {
-          const Candidate& c = candidates.all[i];
-          for (LinearMap* map : linear_maps(*cut))
-            if (map->name == c.tensor)
-              map->weight = encode_weight(rt, c.source, c.dtypes[o], c.weights);
-        }
-      }
-      measured = std::max(0.0, PlaceLoss(rt, model, {windows[w]}).measure(*cut));
-      db.put("text", "sampled_kl", setting, *measured);
+  auto cut = [&] {
+    Model part = model;
+    for (const auto& [i, o] : formats) {
+      const Candidate& c = candidates.all[i];
+      for (LinearMap* map : linear_maps(part))
+        if (map->name == c.tensor)
+          map->weight = encode_weight(rt, c.source, c.dtypes[o], c.weights);
     }
-    const auto n_tokens = double(windows[w].size());
-    for (size_t of_all : {0, 1})
-      if (of_all || std::cmp_less(w, kWindowsOfPlaces)) {
-        kl[of_all] += *measured * n_tokens;
-        tokens[of_all] += n_tokens;
-      }
-    progress.advance();
-  }
-  return kl[0] > 0 && kl[1] > 0 ? kl[1] / tokens[1] / (kl[0] / tokens[0]) : 1;
+    return part;
+  };
+  const Windows text = windows_of_text(windows);
+  const auto kl =
+      window_losses(rt, model, cut, text, "text", "sampled_kl", all, "measuring the text", db);
+  const double few = mean_loss(kl, text, kWindowsOfPlaces), whole = mean_loss(kl, text, kl.size());
+  return few > 0 && whole > 0 ? whole / few : 1;
 }
 
 std::vector<std::vector<double>> measure_corrections(const Runtime& rt, const Model& model,

@@ -1,5 +1,7 @@
 #pragma once
 #include <functional>
+#include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -38,12 +40,16 @@ double text_factor(const Runtime& rt, const Model& model, const Windows& windows
                    const PlaceOptions& places, Measurements& db);
 
 // Losses of places do not quite add up: at low bits the layers of one role together lose more than
-// the sum, or less. What the places of a plan lose together on some windows: mean KL over all
-// positions, nats a token; of all places, or of those of one role. `cut` gives the plan carried out
-// and is called where something is not in `db` yet.
-double together(const Runtime& rt, const Model& model, const Plan& plan,
-                const std::function<const Model&()>& cut, const std::string& role,
-                const Windows& windows, Measurements& db);
+// the sum, or less. Mean KL on `windows`, all positions, nats a token, with all the places of a
+// role of the plan cut; for each of `roles`. `cut` gives the plan carried out. Kept in `db`.
+std::map<std::string, double> role_losses(const Runtime& rt, const Model& model, const Plan& plan,
+                                          const std::function<Model()>& cut,
+                                          const std::set<std::string>& roles,
+                                          const Windows& windows, Measurements& db);
+
+// The same of the whole plan.
+double whole_loss(const Runtime& rt, const Model& model, const Plan& plan,
+                  const std::function<Model()>& cut, const Windows& windows, Measurements& db);
 
 // Windows from the first on, up to 3,072 tokens: what stands for the text.
 Windows windows_of_text(const Windows& windows);

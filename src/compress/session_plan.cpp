@@ -131,24 +131,16 @@ bool Session::measure_roles(const Plan& plan) {
   std::map<std::string, double> sums;
   for (const Decision& d : plan.decisions)
     if (const TensorRole r = role_of(d.place); r.layer >= 0) sums[r.role] += d.chosen.loss;
-  std::optional<Model> whole;
+  std::set<std::string> roles;
+  for (const auto& [role, sum] : sums)
+    if (sum >= kLeast) roles.insert(role);
   bool moved = false;
-  Progress progress("measuring roles", sums.size());
-  for (const auto& [role, sum] : sums) {
-    if (sum >= kLeast) {
-      const double measured =
-          text_factor_ * together(
-                             rt_, *model_, plan,
-                             [&]() -> const Model& {
-                               if (!whole) whole = rounded(plan, Feedback::none);
-                               return *whole;
-                             },
-                             role, first_windows(calibration_->windows, kWindowsOfPlaces), *db_);
-      const double ratio = std::clamp(measured / sum, 0.1, 10.0);
-      role_factor_.try_emplace(role, 1).first->second *= ratio;
-      moved = moved || std::fabs(ratio - 1) > kNear;
-    }
-    progress.advance();
+  for (const auto& [role, loss] : role_losses(
+           rt_, *model_, plan, [&] { return rounded(plan, Feedback::none); }, roles,
+           first_windows(calibration_->windows, kWindowsOfPlaces), *db_)) {
+    const double ratio = std::clamp(loss * text_factor_ / sums.at(role), 0.1, 10.0);
+    role_factor_.try_emplace(role, 1).first->second *= ratio;
+    moved = moved || std::fabs(ratio - 1) > kNear;
   }
   return moved;
 }
@@ -316,8 +308,9 @@ Plan Session::plan(const Goal& goal, double correction) {
     return minimise_loss(p, budget(goal, metadata).value(), settings);
   };
   if (goal.uniform) check_fits(*goal.uniform);
-  if (checked_ != sampled_ || !role_factor_.empty()) {  // by an earlier plan
-    checked_ = sampled_;                                // this one is as if it were the first
+  // What an earlier plan measured does not count: this one is as if it were the first.
+  if (checked_ != sampled_ || !role_factor_.empty()) {
+    checked_ = sampled_;
     role_factor_.clear();
     correct(*problem_);
   }
@@ -342,15 +335,9 @@ Plan Session::plan(const Goal& goal, double correction) {
   }
   Plan plan = plan_of(s);
   if (as_a_whole && plan.predicted_kl > 0) {
-    std::optional<Model> whole;
-    Progress progress("measuring the plan", 1);
-    const double kl = together(
-        rt_, *model_, plan,
-        [&]() -> const Model& {
-          if (!whole) whole = rounded(plan, Feedback::none);
-          return *whole;
-        },
-        "", windows_of_text(calibration_->windows), *db_);
+    const double kl = whole_loss(
+        rt_, *model_, plan, [&] { return rounded(plan, Feedback::none); },
+        windows_of_text(calibration_->windows), *db_);
     if (kl > kNoise) plan.predicted_kl = kl;
   }
   if (goal.uniform) plan.note = misfits(plan, *goal.uniform);

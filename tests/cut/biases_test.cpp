@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <random>
 
 #include "base/error.h"
 #include "cut/cut.h"
 #include "cut/refine_state.h"
+#include "cut/tiny_cuts.h"
 #include "run/tiny.h"
 #include "support/folder.h"
 
@@ -23,21 +23,6 @@ class Biases : public testing::Test {
   ThreadPool pool_{1};
   Runtime rt_{select_kernels(), pool_};
 
-  static Windows random_windows(const Model& model, int n, int length) {
-    std::mt19937 random(7);
-    Windows windows(static_cast<size_t>(n));
-    for (auto& w : windows)
-      for (int i = 0; i < length; ++i)
-        w.push_back(static_cast<int32_t>(random() % static_cast<uint32_t>(model.n_vocab)));
-    return windows;
-  }
-  Model cut_to(const Model& source, Dtype dtype) {
-    Plan plan;
-    for (const LinearMap* map : linear_maps(source))
-      plan.decisions.push_back({map->name, {.dtype = dtype}, {}, {}});
-    return cut_model(rt_, source, plan,
-                     [](const std::string& t) { return row_weights(nullptr, t, Role::map); });
-  }
   // Means over tokens of the outputs of `map`'s kind, in this model on the source's inputs.
   std::vector<double> mean_output(const Model& source, const LinearMap& map, Point point,
                                   int64_t layer, const Windows& windows) {
@@ -69,8 +54,8 @@ const Mlp& mlp(const Model& m) {
 TEST_F(Biases, TheMeanOutputOnTheOriginalsInputsIsTheOriginals) {
   for (const auto& name : kTinyModels) {
     const Model source = open_tiny(name);
-    const Windows windows = random_windows(source, 3, 40);
-    const Model plain = cut_to(source, Dtype::Q4_0);
+    const Windows windows = random_windows(source.n_vocab, 3, 40, 7);
+    const Model plain = cut_to(rt_, source, {Dtype::Q4_0});
     Model cut = plain;
     correct_biases(rt_, source, input_means(rt_, source, windows), cut);
     auto check = [&](Point point, bool llama_takes_it, auto map_of) {
@@ -109,16 +94,18 @@ TEST_F(Biases, TheMeanOutputOnTheOriginalsInputsIsTheOriginals) {
 TEST_F(Biases, NothingRoundedNothingCorrected) {
   const Model source = open_tiny("tiny_llama");
   Model cut = source;
-  correct_biases(rt_, source, input_means(rt_, source, random_windows(source, 1, 20)), cut);
+  correct_biases(rt_, source, input_means(rt_, source, random_windows(source.n_vocab, 1, 20, 7)),
+                 cut);
   for (const LinearMap* map : linear_maps(cut)) EXPECT_TRUE(map->bias.empty()) << map->name;
   // In F32 the error is zero, and so is the bias: the same logits.
-  Model exact = cut_to(source, Dtype::F32);
+  Model exact = cut_to(rt_, source, {Dtype::F32});
   for (LinearMap* map : linear_maps(exact)) {  // bytes of their own, the values of the original
     const auto own = std::make_shared<std::vector<std::byte>>(map->weight.data.bytes.begin(),
                                                               map->weight.data.bytes.end());
     map->weight.data = {own, *own};
   }
-  correct_biases(rt_, source, input_means(rt_, source, random_windows(source, 1, 20)), exact);
+  correct_biases(rt_, source, input_means(rt_, source, random_windows(source.n_vocab, 1, 20, 7)),
+                 exact);
   const auto& bias = attention(exact).v.bias;
   ASSERT_EQ(std::ssize(bias), attention(exact).v.weight.rows);
   EXPECT_TRUE(std::all_of(bias.begin(), bias.end(), [](float b) { return b == 0; }));
@@ -132,9 +119,10 @@ TEST_F(Biases, TheFileHoldsThemAndReadsBack) {
   for (const auto& name : kTinyModels) {
     SCOPED_TRACE(name);
     const Model source = open_tiny(name);
-    const Model plain = cut_to(source, Dtype::Q4_0);
+    const Model plain = cut_to(rt_, source, {Dtype::Q4_0});
     Model cut = plain;
-    correct_biases(rt_, source, input_means(rt_, source, random_windows(source, 2, 30)), cut);
+    correct_biases(rt_, source, input_means(rt_, source, random_windows(source.n_vocab, 2, 30, 7)),
+                   cut);
     Receipt receipt;
     receipt.biases = true;
     const Output output = output_of(source, cut, receipt);
@@ -152,7 +140,7 @@ TEST_F(Biases, TheFileHoldsThemAndReadsBack) {
 
 TEST_F(Biases, AMapWithoutItsMeanInputIsAnError) {
   const Model source = open_tiny("tiny_llama");
-  Model cut = cut_to(source, Dtype::Q4_0);
+  Model cut = cut_to(rt_, source, {Dtype::Q4_0});
   EXPECT_THROW(correct_biases(rt_, source, {}, cut), Error);
 }
 

@@ -129,28 +129,13 @@ TEST_F(RefineLayersTest, GradientsOfALayerAgreeWithCentralDifferences) {
     };
     for (LinearMap* map : linear_maps(layer)) {
       if (!gradients.contains(map->name)) continue;
-      const Weight before = map->weight;
       const auto& g = gradients.at(map->name);
       std::vector<float> fields(g.size());
-      read_fields(before, fields);
-      size_t top = 0;
-      for (size_t i = 0; i < g.size(); ++i)
-        if (std::fabs(g[i] * fields[i]) > std::fabs(g[top] * fields[top])) top = i;
-      const float high = half_to_float(float_to_half(fields[top] * 1.005f));
-      const float low = half_to_float(float_to_half(fields[top] * 0.995f));
-      auto with = [&](float value) {
-        auto moved = fields;
-        moved[top] = value;
-        auto bytes = std::make_shared<AlignedBuffer<std::byte>>(size_t(before.bytes()));
-        std::copy_n(before.data.bytes.data(), before.bytes(), bytes->data());
-        write_fields(rt_, before, moved, *bytes);
-        map->weight.data = {bytes, std::span<const std::byte>(bytes->data(), bytes->size())};
-        const double value_there = loss();
-        map->weight = before;
-        return value_there;
-      };
-      check(g[top], with(high), with(low), double(high) - double(low),
-            1 / std::fabs(double(fields[top])), map->name);
+      read_fields(map->weight, fields);
+      const size_t top = heaviest_field(g, fields);
+      const FieldDifference d = field_difference(rt_, *map, top, loss);
+      ASSERT_NE(d.step, 0) << map->name;
+      check(g[top], d.up, d.down, d.step, 1 / std::fabs(double(fields[top])), map->name);
     }
     for (const auto& norm : norms(layer)) {
       if (!gradients.contains(norm.name)) continue;

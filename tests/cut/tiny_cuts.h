@@ -5,7 +5,9 @@
 #include <vector>
 
 #include "cut/encode.h"
+#include "cut/field_gradient.h"
 #include "cut/refine.h"
+#include "dtype/half.h"
 #include "run/tiny.h"
 
 namespace mt {
@@ -52,6 +54,42 @@ inline double kl(const Runtime& rt, const Model& original, const Model& cut,
     }
   }
   return sum / double(windows.size());
+}
+
+// The field whose relative change moves the loss most.
+inline size_t heaviest_field(const std::vector<float>& gradient, const std::vector<float>& fields) {
+  size_t top = 0;
+  for (size_t i = 0; i < gradient.size(); ++i)
+    if (std::fabs(gradient[i] * fields[i]) > std::fabs(gradient[top] * fields[top])) top = i;
+  return top;
+}
+
+// The difference of a field: a step up and down in f16, so that what is decoded is what is
+// differenced, and the loss there. No step where f16 has none.
+struct FieldDifference {
+  double up = 0, down = 0, step = 0;
+};
+template <class Loss>
+FieldDifference field_difference(const Runtime& rt, LinearMap& map, size_t field,
+                                 const Loss& loss) {
+  const Weight before = map.weight;
+  std::vector<float> fields(static_cast<size_t>(n_fields(before)));
+  read_fields(before, fields);
+  auto with = [&](float value) {
+    auto moved = fields;
+    moved[field] = value;
+    auto bytes = std::make_shared<AlignedBuffer<std::byte>>(size_t(before.bytes()));
+    std::copy_n(before.data.bytes.data(), before.bytes(), bytes->data());
+    write_fields(rt, before, moved, *bytes);
+    map.weight.data = {bytes, std::span<const std::byte>(bytes->data(), bytes->size())};
+    const double there = loss();
+    map.weight = before;
+    return there;
+  };
+  const float high = half_to_float(float_to_half(fields[field] * 1.005f));
+  const float low = half_to_float(float_to_half(fields[field] * 0.995f));
+  if (high == low) return {};
+  return {with(high), with(low), double(high) - double(low)};
 }
 
 inline bool same_weights(const Model& a, const Model& b) {
