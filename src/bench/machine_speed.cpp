@@ -4,7 +4,6 @@
 #include <atomic>
 #include <chrono>
 
-#include "base/matrix.h"
 #include "kernels/peak.h"
 
 namespace mt {
@@ -29,19 +28,6 @@ uint64_t read_lines(const std::byte* data, int64_t bytes) {
   uint64_t total = 0;
   for (uint64_t s : sum) total += s;
   return total;
-}
-
-double read_speed(ThreadPool& pool, const AlignedBuffer<std::byte>& memory, int repeats) {
-  const int64_t n = pool.size(), each = static_cast<int64_t>(memory.size()) / n / kLine * kLine;
-  std::atomic<uint64_t> sink{0};
-  double best = 0;
-  for (int i = 0; i < repeats; ++i) {
-    const auto start = Clock::now();
-    pool.parallel_for(
-        n, [&](int64_t part, int) { sink += read_lines(memory.data() + part * each, each); });
-    best = std::max(best, static_cast<double>(n * each) / seconds_since(start));
-  }
-  return best;
 }
 
 double unit_speed(ThreadPool& pool, const Peak& peak, int repeats) {
@@ -75,12 +61,27 @@ double MachineSpeed::fastest(std::string_view kind) const {
   return best;
 }
 
-MachineSpeed measure_machine(ThreadPool& pool, int64_t bytes, int repeats) {
+MemoryToRead::MemoryToRead(int64_t bytes) : memory_(static_cast<size_t>(bytes)) {
+  std::fill_n(memory_.data(), memory_.size(), std::byte{1});
+}
+
+double MemoryToRead::speed(ThreadPool& pool, int repeats) const {
+  const int64_t n = pool.size(), each = bytes() / n / kLine * kLine;
+  std::atomic<uint64_t> sink{0};
+  double best = 0;
+  for (int i = 0; i < repeats; ++i) {
+    const auto start = Clock::now();
+    pool.parallel_for(
+        n, [&](int64_t part, int) { sink += read_lines(memory_.data() + part * each, each); });
+    best = std::max(best, static_cast<double>(n * each) / seconds_since(start));
+  }
+  return best;
+}
+
+MachineSpeed measure_machine(ThreadPool& pool, const MemoryToRead& memory, int repeats) {
   MachineSpeed speed;
   speed.threads = pool.size();
-  AlignedBuffer<std::byte> memory(static_cast<size_t>(bytes));
-  std::fill_n(memory.data(), memory.size(), std::byte{1});
-  speed.read_bytes = read_speed(pool, memory, repeats);
+  speed.read_bytes = memory.speed(pool, repeats);
   for (const Peak& peak : available_peaks())
     speed.units.push_back({std::string(peak.name), unit_speed(pool, peak, repeats)});
   return speed;

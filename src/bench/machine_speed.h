@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "base/matrix.h"
 #include "base/threads.h"
 
 namespace mt {
@@ -21,9 +22,22 @@ struct MachineSpeed {
   double fastest(std::string_view kind) const;
 };
 
-// Reads `bytes` of memory (several times a last-level cache, for the figure to mean memory) in
-// eight streams a thread, and keeps every unit busy for a few tens of milliseconds; the best of
-// `repeats` is kept, since neighbours only ever make a machine slower.
-MachineSpeed measure_machine(ThreadPool& pool, int64_t bytes, int repeats);
+// Memory that is read to see how fast that goes.
+class MemoryToRead {
+ public:
+  // bytes: several times a last-level cache, for the figures to mean memory.
+  explicit MemoryToRead(int64_t bytes);
+  int64_t bytes() const { return static_cast<int64_t>(memory_.size()); }
+  // Bytes a second, all threads in eight streams each; the best of `repeats` passes, since
+  // neighbours only ever make a machine slower.
+  double speed(ThreadPool& pool, int repeats) const;
+
+ private:
+  AlignedBuffer<std::byte> memory_;
+};
+
+// Reads the memory and keeps every unit busy for a few tens of milliseconds; the best of
+// `repeats`.
+MachineSpeed measure_machine(ThreadPool& pool, const MemoryToRead& memory, int repeats);
 
 }  // namespace mt

@@ -34,6 +34,7 @@ struct Row {
   size_t cache = 0;            // number of its KvTypes
   std::vector<double> rates;   // tokens a second, run by run
   std::vector<double> firsts;  // those of the first of several caches, the same run
+  std::vector<double> reads;   // bytes a second read from memory beside each run (decode)
   std::vector<double> others;  // the other program's, the run after ours
   bool whole_process = false;  // those are tokens over its whole run
 
@@ -72,15 +73,20 @@ double operations_a_token(const TokenCost& cost, const SpeedTask& task) {
   return 2 * (double(cost.weight_products) + head * double(cost.head_products));
 }
 
-// The share of the bound that holds: of memory where tokens come one by one, of the fastest
-// integer unit in a prompt (attention's products are not counted).
-double share_of_bound(const Result& result, const Row& row) {
-  const MachineSpeed& machine = result.machine(row.threads);
-  const double rate = row.rate().median;
-  if (row.task.phase == Phase::decode)
-    return rate * bytes_a_token(result.costs[row.cache], row.task) / machine.read_bytes;
-  const double peak = machine.fastest("int8");
-  return peak > 0 ? rate * operations_a_token(result.costs[row.cache], row.task) / peak : 0;
+// The share of the bound that holds: of memory where tokens come one by one, run by run beside
+// what could be read just before and after; of the fastest integer unit in a prompt (attention's
+// products are not counted).
+Spread share_of_bound(const Result& result, const Row& row) {
+  std::vector<double> shares;
+  for (size_t i = 0; i < row.rates.size(); ++i) {
+    const TokenCost& cost = result.costs[row.cache];
+    const double peak = result.machine(row.threads).fastest("int8");
+    if (row.task.phase == Phase::decode)
+      shares.push_back(row.rates[i] * bytes_a_token(cost, row.task) / row.reads[i]);
+    else
+      shares.push_back(peak > 0 ? row.rates[i] * operations_a_token(cost, row.task) / peak : 0);
+  }
+  return spread_of(std::move(shares));
 }
 
 std::vector<Row> rows_of(const Options& o, const std::vector<int>& threads, size_t n_caches) {
@@ -105,6 +111,8 @@ int64_t resident_peak() {
   return ::getrusage(RUSAGE_SELF, &usage) == 0 ? int64_t{usage.ru_maxrss} * 1024 : 0;
 }
 
+constexpr int kReadPasses = 3;
+
 Result measure(const Options& o, const Model& model) {
   const int processors = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   std::vector<int> threads = o.threads.empty() ? std::vector<int>{processors} : o.threads;
@@ -116,7 +124,8 @@ Result measure(const Options& o, const Model& model) {
   const size_t n_caches = result.caches.size();
   result.rows = rows_of(o, threads, n_caches);
   if (result.rows.empty()) throw Error("--prompt 0 and --decode 0 leave nothing to measure");
-  MemoryWatch memory;
+  const MemoryToRead memory(int64_t{256} << 20);
+  MemoryWatch watch;
   const int64_t deepest = *std::max_element(o.depths.begin(), o.depths.end());
   std::vector<std::unique_ptr<SpeedBench>> benches;
   for (const KvTypes& types : result.caches) {
@@ -139,7 +148,11 @@ Result measure(const Options& o, const Model& model) {
     }
     for (int64_t i = 0; i < o.runs; ++i)
       for (Row& row : rows) {
+        // What neighbours leave of the memory changes within seconds.
+        const bool reads = row.task.phase == Phase::decode;
+        const double before = reads ? memory.speed(pool, kReadPasses) : 0;
         row.rates.push_back(double(row.task.tokens) / benches[row.cache]->run(rt, row.task));
+        if (reads) row.reads.push_back(std::max(before, memory.speed(pool, kReadPasses)));
         if (n_caches > 1) row.firsts.push_back(rows[0].rates.back());
         if (!o.against.empty()) {
           const OtherRun other = run_other(o.against, row.task, row.threads);
@@ -149,12 +162,14 @@ Result measure(const Options& o, const Model& model) {
         progress.advance();
       }
   }
-  result.anonymous_peak = memory.peak_bytes();
-  result.resident_peak = resident_peak();
-  // Last: the buffer that is read would count as the model's memory.
+  result.anonymous_peak = watch.peak_bytes() - memory.bytes();
+  result.resident_peak = resident_peak() - memory.bytes();
   for (int n : threads) {
     ThreadPool pool(n);
-    result.machines.push_back(measure_machine(pool, int64_t{256} << 20, 7));
+    result.machines.push_back(measure_machine(pool, memory, 7));
+    for (const Row& row : result.rows)
+      for (double read : row.threads == n ? row.reads : std::vector<double>())
+        result.machines.back().read_bytes = std::max(result.machines.back().read_bytes, read);
   }
   return result;
 }
@@ -186,7 +201,8 @@ Json to_json(const Options& o, const Model& model, const Result& r) {
                 {"bytes_per_token", bytes_a_token(r.costs[row.cache], row.task)},
                 {"operations_per_token", operations_a_token(r.costs[row.cache], row.task)},
                 {"bound", row.task.phase == Phase::decode ? "memory" : "int8"},
-                {"share_of_bound", share_of_bound(r, row)}};
+                {"share_of_bound", to_json(share_of_bound(r, row))}};
+    if (!row.reads.empty()) one["read_bytes_per_second"] = row.reads;
     if (!row.firsts.empty()) one["ratio_to_first_cache"] = to_json(row.ratio_to(row.firsts));
     if (!row.others.empty()) {
       one["against"] = {{"tokens_per_second", to_json(spread_of(row.others))},
@@ -263,7 +279,7 @@ void show(Context& context, const Options& o, const Result& r) {
         std::to_string(row.threads),
         rate_text(row.rate()),
         spread_text(row.rate()),
-        fmt::format("{:.0f} % {}", 100 * share_of_bound(r, row),
+        fmt::format("{:.0f} % {}", 100 * share_of_bound(r, row).median,
                     row.task.phase == Phase::decode ? "memory" : "int8")};
     auto show_ratio = [&](const Spread& ratio) {
       cells.push_back(fmt::format("{:.2f}", ratio.median));
@@ -282,7 +298,7 @@ void show(Context& context, const Options& o, const Result& r) {
   }
   context.print(table.text(width, context.out.colour));
   if (std::any_of(r.rows.begin(), r.rows.end(), [&](const Row& row) {
-        return row.task.phase == Phase::decode && share_of_bound(r, row) > 1;
+        return row.task.phase == Phase::decode && share_of_bound(r, row).median > 1;
       }))
     context.note(
         "above 100 %: the weights stay in the processor's caches, and the bound is main memory's");

@@ -53,7 +53,7 @@ TEST(Bench, UnitsDoWhatTheySay) {
     EXPECT_GE(peak.run(1), 64) << peak.name;
   }
   ThreadPool pool(1);
-  const MachineSpeed speed = measure_machine(pool, 1 << 20, 1);
+  const MachineSpeed speed = measure_machine(pool, MemoryToRead(1 << 20), 1);
   EXPECT_EQ(speed.threads, 1);
   EXPECT_GT(speed.read_bytes, 1e8);
   for (const UnitSpeed& unit : speed.units) EXPECT_GT(unit.operations, 1e8) << unit.name;

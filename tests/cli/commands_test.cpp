@@ -232,7 +232,17 @@ TEST(Bench, SaysWhatWasReached) {
     EXPECT_FALSE(row["against"]["whole_process"].get<bool>());
     EXPECT_NEAR(row["against"]["ratio"]["high"].get<double>(), rate["high"].get<double>() / 5,
                 1e-6 * rate["high"].get<double>());
-    EXPECT_GT(row["bytes_per_token"].get<double>(), said["weight_bytes_per_token"].get<double>());
+    const double bytes = row["bytes_per_token"].get<double>();
+    EXPECT_GT(bytes, said["weight_bytes_per_token"].get<double>());
+    if (row["phase"] != "decode") continue;
+    ASSERT_EQ(row["read_bytes_per_second"].size(), 2u);  // beside each run
+    const auto& share = row["share_of_bound"];
+    for (size_t i = 0; i < 2; ++i) {
+      const double reached = row["runs"][i].get<double>() * bytes;
+      const double of = reached / row["read_bytes_per_second"][i].get<double>();
+      EXPECT_GE(of, share["low"].get<double>() * (1 - 1e-9));
+      EXPECT_LE(of, share["high"].get<double>() * (1 + 1e-9));
+    }
   }
   EXPECT_EQ(said["results"][0]["depth"], 0);
   EXPECT_EQ(said["results"][7]["depth"], 16);
