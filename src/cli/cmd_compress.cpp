@@ -22,6 +22,7 @@ struct Options {
   bool force = false, no_page = false;
   int frontier = 12;
   std::optional<int64_t> refine_steps;
+  std::optional<Feedback> feedback;
 };
 
 // Why a plan does not take more bytes.
@@ -52,6 +53,8 @@ int run(Context& context, const Options& options) {
 
   MemoryWatch memory;
   settings.refine_steps = options.refine_steps.value_or(goal.uniform ? 0 : kRefineByWeights);
+  settings.feedback =
+      options.feedback.value_or(goal.uniform ? Feedback::none : Feedback::independent);
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   const auto [plan, cut, refined, proof, notes] =
@@ -109,7 +112,7 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
-  declare_feedback(app, options->session.settings.feedback);
+  declare_feedback(app, options->feedback, "independent, none with --type");
   declare_biases(app, options->session.settings.biases);
   options->goal.declare(app);
   app.add_option("-o,--output", options->output, "The GGUF file to write")

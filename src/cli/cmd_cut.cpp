@@ -16,6 +16,7 @@ struct Options {
   std::string imatrix;
   bool force = false, no_proof = false;
   std::optional<int64_t> refine_steps;
+  std::optional<Feedback> feedback;
 };
 
 // A plan made for the goal keeps it; one that was edited may not.
@@ -44,6 +45,7 @@ int run(Context& context, const Options& options) {
   check_texts(settings, {options.output});
   Plan plan = plan_from_json(read_text_file(options.plan), options.plan.string());
   settings.imatrix = options.imatrix;
+  settings.feedback = options.feedback.value_or(Feedback::none);
   if (!options.imatrix.empty() && settings.feedback != Feedback::none)
     throw_error(
         "--feedback: an importance matrix does not hold what it needs; give --text instead");
@@ -145,7 +147,7 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto options = std::make_shared<Options>();
   options->session.declare(app);
-  declare_feedback(app, options->session.settings.feedback);
+  declare_feedback(app, options->feedback, "none");
   declare_biases(app, options->session.settings.biases);
   declare_refine(app, options->refine_steps, options->session.settings.refine_by, "0");
   app.add_option("PLAN", options->plan, "A plan as 'microtome plan' writes it")->required();

@@ -58,7 +58,8 @@ void SessionOptions::declare(CLI::App& app) {
       ->type_name("N");
 }
 
-void declare_feedback(CLI::App& app, Feedback& feedback) {
+void declare_feedback(CLI::App& app, std::optional<Feedback>& feedback,
+                      const std::string& otherwise) {
   app.add_option_function<std::string>(
          "--feedback",
          [&feedback](const std::string& how) {
@@ -66,8 +67,10 @@ void declare_feedback(CLI::App& app, Feedback& feedback) {
                       : how == "independent" ? Feedback::independent
                                              : Feedback::sequential;
          },
-         "Round with regard to how the errors of a row add up over the calibration text, with the "
-         "inputs of the original or of the layers already cut; minutes more (default: none)")
+         fmt::format("Round with regard to how the errors of a row add up over the calibration "
+                     "text, with the inputs of the original or of the layers already cut "
+                     "(default: {})",
+                     otherwise))
       ->check(CLI::IsMember({"none", "independent", "sequential"}))
       ->type_name("HOW");
 }

@@ -16,7 +16,8 @@ struct SessionOptions {
 };
 
 // Of the commands that round weights.
-void declare_feedback(CLI::App& app, Feedback& feedback);
+void declare_feedback(CLI::App& app, std::optional<Feedback>& feedback,
+                      const std::string& otherwise);
 // "90", "90s", "10m", "1.5h": seconds. Throws Error that says what is accepted.
 double parse_duration(const std::string& text);
 void declare_search(CLI::App& app, double& seconds);

@@ -33,8 +33,6 @@ namespace {
 
 // Formats of fewer bits err in larger steps, where the loss is no longer a quadratic.
 constexpr double kLowBits = 3.0;
-// Nats a token that the prediction for an embedding or a head may say before it is checked.
-constexpr double kMuch = 0.02;
 bool is_low(Dtype dtype) {
   return info(dtype).bits_per_weight() < kLowBits;
 }

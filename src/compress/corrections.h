@@ -29,6 +29,10 @@ using PlaceOptions = std::vector<std::pair<size_t, size_t>>;
 PlaceOptions sampled_places(const Candidates& candidates,
                             const std::vector<std::vector<double>>& losses, int64_t n_measured);
 
+// Nats a token that may be predicted of one place and format before it is measured: so much often
+// hangs on a few weights, and then it is not a quadratic of their errors.
+constexpr double kMuch = 0.02;
+
 // Places are measured on so few windows, for a ratio needs little text.
 constexpr int64_t kWindowsOfPlaces = 2;
 

@@ -113,6 +113,8 @@ class Session {
   Receipt receipt(const Plan& plan, const Comparison* proof);
   std::string proof_name();
   void correct(Problem& problem);  // its losses, by what is measured of checked_
+  // Measures the largest predictions, settings.n_measured of them at most, and corrects the losses.
+  void sample_largest(Problem& problem);
   PlaceOptions doubtful(const Solution& solution) const;
   Plan plan_of(const Solution& solution) const;
   // Measures the roles of a plan, each cut as a whole; gives whether that changes what is predicted

@@ -98,6 +98,7 @@ const Problem& Session::problem() {
   text_factor_ =
       text_factor(rt_, *model_, calibration_->windows, *candidates_, losses_, sampled_, *db_);
   correct(p);
+  sample_largest(p);
   check_unchanged();
   return problem_.emplace(std::move(p));
 }
@@ -113,6 +114,35 @@ void Session::correct(Problem& problem) {
   for (Place& place : problem.places)
     if (const auto f = role_factor_.find(role_of(place.name).role); f != role_factor_.end())
       for (Option& option : place.options) option.loss *= f->second;
+}
+
+void Session::sample_largest(Problem& problem) {
+  struct Large {
+    double loss = 0;
+    size_t candidate = 0, option = 0;
+  };
+  for (int64_t left = settings_.n_measured; left > 0;) {
+    // The largest of each place: the place's other formats follow it.
+    std::vector<Large> found;
+    for (size_t i = 0; i < problem.places.size(); ++i) {
+      if (candidates_->all[i].key != candidates_->all[i].tensor) continue;
+      Large largest;
+      for (size_t o = 1; o < problem.places[i].options.size(); ++o)
+        if (const double loss = problem.places[i].options[o].loss;
+            loss > std::max(kMuch, largest.loss) &&
+            std::find(checked_.begin(), checked_.end(), std::pair(i, o)) == checked_.end())
+          largest = {loss, i, o};
+      if (largest.loss > 0) found.push_back(largest);
+    }
+    if (found.empty()) return;
+    std::stable_sort(found.begin(), found.end(),
+                     [](const Large& a, const Large& b) { return a.loss > b.loss; });
+    found.resize(std::min(found.size(), static_cast<size_t>(left)));
+    for (const Large& f : found) checked_.emplace_back(f.candidate, f.option);
+    sampled_ = checked_;
+    correct(problem);
+    left -= std::ssize(found);
+  }
 }
 
 Plan Session::plan_of(const Solution& s) const {

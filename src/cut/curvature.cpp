@@ -90,6 +90,8 @@ void cholesky(const Runtime& rt, Matrix a, const std::string& map) {
 
 Curvature Curvature::of(const Runtime& rt, const SecondMoment& moment, const std::string& map) {
   constexpr double kDamp = 0.01;
+  // Of what channels have in common on this text, the share that is taken to hold on others.
+  constexpr double kShared = 0.5;
   const int64_t n = moment.n();
   Curvature c{MatrixBuffer(n, n), MatrixBuffer(n, n), std::vector<float>(static_cast<size_t>(n))};
   double trace = 0;
@@ -97,7 +99,7 @@ Curvature Curvature::of(const Runtime& rt, const SecondMoment& moment, const std
   // Relative to the mean of the diagonal; where nothing ever arrived all channels count alike.
   const double unit = trace > 0 ? double(n) / trace : 1;
   const double keep =
-      double(moment.n_tokens()) / double(std::max<int64_t>(1, n + moment.n_tokens()));
+      kShared * double(moment.n_tokens()) / double(std::max<int64_t>(1, n + moment.n_tokens()));
   rt.pool.parallel_for(n, [&](int64_t i, int) {
     for (int64_t j = 0; j < n; ++j)
       c.h.row(i)[j] = static_cast<float>(moment.at(i, j) * unit * keep);

@@ -25,8 +25,9 @@ class SecondMoment {
 };
 
 // The curvature of the error of one linear map's rows: half of d2 error / dw^2 up to a factor.
-// Off the diagonal the estimate from few tokens is mostly noise: it is shrunk by
-// n_tokens / (n + n_tokens), and a hundredth of the mean of the diagonal is added to the diagonal.
+// Off the diagonal the estimate from few tokens is mostly noise, and half of what is left holds for
+// this text alone: it is shrunk by n_tokens / (n + n_tokens) / 2. A hundredth of the mean of the
+// diagonal is added to the diagonal.
 struct Curvature {
   MatrixBuffer h;        // [n, n]
   MatrixBuffer unit;     // h = unit diag(d) unit^T, unit lower triangular with ones

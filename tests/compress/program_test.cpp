@@ -255,9 +255,10 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   // A cut of the same plan is the same file as compress makes of it.
   r = cut(plan);
   ASSERT_EQ(r.code, 0) << r.err;
-  r = run_program(small({"compress", model, "--size", "80kB", "-o", folder / "whole.gguf"}));
+  r = run_program(small(
+      {"compress", model, "--size", "80kB", "--feedback", "none", "-o", folder / "whole.gguf"}));
   ASSERT_EQ(r.code, 0) << r.err;
-  EXPECT_EQ(bytes_of(folder / "out.gguf"), bytes_of(folder / "whole.gguf"));
+  EXPECT_TRUE(bytes_of(folder / "out.gguf") == bytes_of(folder / "whole.gguf"));
 
   // An edit may miss the goal: that is said, and the file is written as asked.
   json larger = plan;
@@ -313,7 +314,7 @@ TEST_F(CompressProgram, APlanCarriedOutAgainMakesTheSameFile) {
                                 "--refine", steps, "--plan", folder / "plan.json", "--force"}));
     ASSERT_EQ(r.code, 0) << r.err;
     r = run_program(small({"cut", model, folder / "plan.json", "-o", folder / "two.gguf",
-                           "--refine", steps, "--force"}));
+                           "--feedback", "independent", "--refine", steps, "--force"}));
     ASSERT_EQ(r.code, 0) << r.err;
     EXPECT_TRUE(bytes_of(folder / "one.gguf") == bytes_of(folder / "two.gguf"));
   }

@@ -50,6 +50,33 @@ Goal size_goal(int64_t bytes) {
   return goal;
 }
 
+// A prediction may hang on one weight and be wrong by any factor: a large one is not believed.
+TEST_F(SessionTest, ALargePredictionIsMeasured) {
+  const SessionSettings settings = small(tiny("tiny_llama"));
+  std::string doubtful;
+  {
+    Session session(rt, settings);
+    session.problem();
+    for (const Candidate& c : session.candidates().all) {
+      const bool measured = std::any_of(c.dtypes.begin(), c.dtypes.end(), [&](Dtype d) {
+        return session.db().value(c.key, "measured_kl", std::string(name(d))).has_value();
+      });
+      if (!measured && role_of(c.tensor).layer >= 0) doubtful = c.key;
+    }
+    ASSERT_NE(doubtful, "");
+    session.db().put(doubtful, "predicted_kl", "Q4_0", 3.0);
+  }
+  Session session(rt, settings);
+  const Problem& problem = session.problem();
+  for (const Place& place : problem.places)
+    for (const Option& option : place.options)
+      if (place.name == doubtful && option.dtype == Dtype::Q4_0) {
+        EXPECT_LT(option.loss, kMuch);
+        EXPECT_GT(option.loss, 0);
+      }
+  EXPECT_TRUE(session.db().value(doubtful, "measured_kl", "Q4_0").has_value());
+}
+
 TEST_F(SessionTest, AHopelessGoalIsRefusedBeforeAnythingIsMeasured) {
   const SessionSettings settings = small(tiny("tiny_llama"));
   Goal few_bits;
