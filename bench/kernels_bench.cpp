@@ -61,17 +61,18 @@ void decode(benchmark::State& state, const Kernels* table, Dtype dtype) {
 }
 
 void dot(benchmark::State& state, const Kernels* table, Dtype dtype) {
+  const int terms = int(state.range(2));
   int64_t n = 1536, bytes = row_bytes(dtype, n), rows = state.range(0) / bytes / 512 * 512;
   AlignedBuffer<std::byte> w = random_weights(rows * bytes);
-  const int64_t tokens = state.range(1), q_bytes = table->quantised_bytes(n);
+  const int64_t tokens = state.range(1), q_bytes = table->quantised_bytes(n, terms);
   AlignedBuffer<std::byte> q(size_t(q_bytes * tokens));
   std::vector<float> x(size_t(n), 0.3f), y(static_cast<size_t>(rows * tokens));
-  for (int64_t t = 0; t < tokens; ++t) table->quantise(x.data(), n, q.data() + t * q_bytes);
+  for (int64_t t = 0; t < tokens; ++t) table->quantise(x.data(), n, terms, q.data() + t * q_bytes);
   const int64_t piece = 512;
   for (auto _ : state) {
     for (int64_t r = 0; r < rows; r += piece)
-      table->rows_dot(dtype, w.data() + r * bytes, bytes, piece, q.data(), q_bytes, tokens, n,
-                      y.data() + r, rows);
+      table->rows_dot(dtype, w.data() + r * bytes, bytes, piece, q.data(), q_bytes, tokens, terms,
+                      n, y.data() + r, rows);
     benchmark::ClobberMemory();
   }
   state.counters["GB/s"] = benchmark::Counter(1e-9 * double(rows * bytes),
@@ -113,9 +114,10 @@ int main(int argc, char** argv) {
         benchmark::RegisterBenchmark(("decode/" + label).c_str(), decode, table, format.dtype);
       if (table->has_rows_dot(format.dtype))
         benchmark::RegisterBenchmark(("dot/" + label).c_str(), dot, table, format.dtype)
-            ->Args({large, 1})
-            ->Args({large, 4})
-            ->Args({large, 8});
+            ->Args({large, 1, 1})
+            ->Args({large, 1, 2})
+            ->Args({large, 4, 1})
+            ->Args({large, 8, 1});
     }
   }
   benchmark::Initialize(&argc, argv);

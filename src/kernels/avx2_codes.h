@@ -3,6 +3,7 @@
 
 #include "dtype/dtype.h"
 #include "kernels/attributes.h"
+#include "kernels/kernels.h"
 #include "kernels/unpack.h"
 
 // Blocks to 32 signed codes a register and the scales that go with them, with AVX2; shared by
@@ -33,6 +34,15 @@ MT_AVX2_INLINE __m256i spread_bits(uint32_t bits) {
   __m256i bit_of = _mm256_set1_epi64x(static_cast<int64_t>(0x8040201008040201u));
   __m256i v = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int>(bits)), byte_of);
   return _mm256_cmpeq_epi8(_mm256_and_si256(v, bit_of), bit_of);
+}
+
+// Activations, in steps, to codes; Rest: what that leaves of them, in steps of the second term.
+template <bool Rest>
+MT_AVX2_INLINE __m256i codes_of(__m256 steps) {
+  const __m256i whole = _mm256_cvtps_epi32(steps);
+  if constexpr (!Rest) return whole;
+  return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(steps, _mm256_cvtepi32_ps(whole)),
+                                          _mm256_set1_ps(float{kSecondSteps})));
 }
 
 // ---- formats with one scale a block ----

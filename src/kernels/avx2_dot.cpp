@@ -1,5 +1,7 @@
 #include <immintrin.h>
 
+#include <algorithm>
+
 #include "kernels/avx2_codes.h"
 #include "kernels/tables.h"
 
@@ -28,6 +30,11 @@ MT_AVX2_INLINE float add_lanes(__m256 v) {
   __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
   return _mm_cvtss_f32(s2) + _mm_cvtss_f32(_mm_shuffle_ps(s2, s2, 1));
+}
+
+// add: to what is there, the first term's.
+MT_AVX2_INLINE void put(float& y, float v, bool add) {
+  y = add ? y + v : v;
 }
 
 constexpr bool unsigned_codes(Dtype t) {
@@ -75,7 +82,7 @@ MT_AVX2_INLINE void prefetch(const uint8_t* p) {
 
 template <Dtype T, int R>
 MT_AVX2 void small_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                        int64_t stride) {
+                        int64_t stride, bool add) {
   constexpr int groups = small_length(T) / 32, size = small_bytes(T);
   __m256 acc[R];
   float shift[R] = {};
@@ -118,12 +125,12 @@ MT_AVX2 void small_rows(const Rows<R>& rows, const Activations& act, int64_t n, 
         shift[r] = __builtin_fmaf(half(p + 2), act.sum[2 * at] + act.sum[2 * at + 1], shift[r]);
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]) + shift[r];
+  for (int r = 0; r < R; ++r) put(y[r * stride], add_lanes(acc[r]) + shift[r], add);
 }
 
 template <Dtype T, int R>
 MT_AVX2 void k_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                    int64_t stride) {
+                    int64_t stride, bool add) {
   __m256 acc[R];
   MT_UNROLL
   for (int r = 0; r < R; ++r) acc[r] = _mm256_setzero_ps();
@@ -160,12 +167,12 @@ MT_AVX2 void k_rows(const Rows<R>& rows, const Activations& act, int64_t n, floa
       }
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  for (int r = 0; r < R; ++r) put(y[r * stride], add_lanes(acc[r]), add);
 }
 
 template <Dtype T, int R>
 MT_AVX2 void plain_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                        int64_t stride) {
+                        int64_t stride, bool add) {
   constexpr int size = T == Dtype::F32 ? 4 : 2;
   __m256 acc[R];
   MT_UNROLL
@@ -186,40 +193,40 @@ MT_AVX2 void plain_rows(const Rows<R>& rows, const Activations& act, int64_t n, 
       acc[r] = _mm256_fmadd_ps(v, x, acc[r]);
     }
   }
-  for (int r = 0; r < R; ++r) y[r * stride] = add_lanes(acc[r]);
+  for (int r = 0; r < R; ++r) put(y[r * stride], add_lanes(acc[r]), add);
 }
 
 template <Dtype T, int R>
 MT_AVX2_INLINE void some_rows(const Rows<R>& rows, const Activations& act, int64_t n, float* y,
-                              int64_t stride) {
+                              int64_t stride, bool add) {
   if constexpr (T == Dtype::F32 || T == Dtype::F16 || T == Dtype::BF16)
-    plain_rows<T, R>(rows, act, n, y, stride);
+    plain_rows<T, R>(rows, act, n, y, stride, add);
   else if constexpr (T == Dtype::Q2_K || T == Dtype::Q3_K || T == Dtype::Q4_K || T == Dtype::Q5_K ||
                      T == Dtype::Q6_K || T == Dtype::IQ4_XS)
-    k_rows<T, R>(rows, act, n, y, stride);
+    k_rows<T, R>(rows, act, n, y, stride, add);
   else
-    small_rows<T, R>(rows, act, n, y, stride);
+    small_rows<T, R>(rows, act, n, y, stride, add);
 }
 
 // Four rows a quarter of the matrix apart: four long streams instead of four short ones.
 template <Dtype T>
 MT_AVX2 void all_rows(const uint8_t* w, int64_t row_bytes, int64_t rows, const Activations& act,
-                      int64_t n, float* y) {
+                      int64_t n, float* y, bool add) {
   int64_t quarter = rows / 4;
   for (int64_t i = 0; i < quarter; ++i) {
     Rows<4> four;
     for (int r = 0; r < 4; ++r) four.w[r] = w + (i + r * quarter) * row_bytes;
-    some_rows<T, 4>(four, act, n, y + i, quarter);
+    some_rows<T, 4>(four, act, n, y + i, quarter, add);
   }
   for (int64_t i = 4 * quarter; i < rows; ++i) {
     Rows<1> one = {{w + i * row_bytes}};
-    some_rows<T, 1>(one, act, n, y + i, 0);
+    some_rows<T, 1>(one, act, n, y + i, 0, add);
   }
 }
 
-}  // namespace
-
-MT_AVX2 void avx2_quantise(const float* x, int64_t n, std::byte* blob) {
+// Rest: the second of two terms.
+template <bool Rest>
+MT_AVX2 void quantise_term(const float* x, int64_t n, std::byte* blob) {
   QuantisedLayout layout = quantised_layout(n);
   quantise_padding(x, n, blob);
   __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
@@ -237,10 +244,11 @@ MT_AVX2 void avx2_quantise(const float* x, int64_t n, std::byte* blob) {
     m = _mm_max_epu32(m, _mm_shuffle_epi32(m, 0xb1));
     float d, inverse;
     quantise_scale(static_cast<uint32_t>(_mm_cvtsi128_si32(m)), d, inverse);
+    if (Rest) d /= float{kSecondSteps};
     __m256i q[4];
     MT_UNROLL
     for (int i = 0; i < 4; ++i) {
-      q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
+      q[i] = codes_of<Rest>(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
       if (inverse == 0.0f) q[i] = _mm256_setzero_si256();
     }
     MT_UNROLL
@@ -262,10 +270,9 @@ MT_AVX2 void avx2_quantise(const float* x, int64_t n, std::byte* blob) {
   }
 }
 
-namespace {
-
-void one_token(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
-               const std::byte* blob, int64_t n, float* y) {
+// One token's one term.
+void one_term(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
+              const std::byte* blob, int64_t n, float* y, bool add) {
   QuantisedLayout layout = quantised_layout(n);
   const uint8_t* w = reinterpret_cast<const uint8_t*>(bytes);
   Activations act = {reinterpret_cast<const float*>(blob),
@@ -275,7 +282,7 @@ void one_token(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t r
   switch (dtype) {
 #define MT_CASE(T) \
   case Dtype::T:   \
-    return all_rows<Dtype::T>(w, row_bytes, rows, act, n, y);
+    return all_rows<Dtype::T>(w, row_bytes, rows, act, n, y, add);
     MT_CASE(F32)
     MT_CASE(F16)
     MT_CASE(BF16)
@@ -310,17 +317,31 @@ void one_token(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t r
     case Dtype::TQ1_0:
     case Dtype::TQ2_0:
     case Dtype::NVFP4:
-      return reference_rows_dot(dtype, bytes, row_bytes, rows, blob, 0, 1, n, y, 0);
+      return;  // the reference's
   }
 }
 
 }  // namespace
 
+void avx2_quantise(const float* x, int64_t n, int terms, std::byte* blob) {
+  quantise_term<false>(x, n, blob);
+  if (terms == 2) quantise_term<true>(x, n, blob + quantised_layout(n).bytes);
+}
+
 void avx2_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                   const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                   int64_t ldy) {
+                   const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                   float* y, int64_t ldy) {
+  if (!reference_has_rows_dot(dtype))
+    return reference_rows_dot(dtype, w, row_bytes, rows, q, q_bytes, tokens, terms, n, y, ldy);
+  if (info(dtype).block_length == 1) terms = 1;
+  // The second term finds the rows in the second-level cache.
+  const int64_t near = std::max<int64_t>(16, (256 << 10) / row_bytes / 16 * 16);
+  const int64_t at_once = terms == 1 ? rows : near, bytes = quantised_layout(n).bytes;
   for (int64_t t = 0; t < tokens; ++t)
-    one_token(dtype, w, row_bytes, rows, q + t * q_bytes, n, y + t * ldy);
+    for (int64_t r = 0; r < rows; r += at_once)
+      for (int term = 0; term < terms; ++term)
+        one_term(dtype, w + r * row_bytes, row_bytes, std::min(at_once, rows - r),
+                 q + t * q_bytes + term * bytes, n, y + t * ldy + r, term == 1);
 }
 
 }  // namespace mt

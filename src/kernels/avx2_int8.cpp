@@ -68,10 +68,10 @@ MT_AVX2 void q3_k_row(const uint8_t* p, Row& row) {
   }
 }
 
-// 32 values to codes under one scale, which is returned; total: the sum of the codes.
-MT_AVX2_INLINE float round32(const float* x, __m256i& codes, int& total) {
+// Of 32 values under one scale: quantise_scale.
+MT_AVX2_INLINE void scale32(const float* x, float& d, float& inverse) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-  __m256i largest = _mm256_setzero_si256(), q[4];
+  __m256i largest = _mm256_setzero_si256();
   MT_UNROLL
   for (int i = 0; i < 4; ++i)
     largest = _mm256_max_epu32(
@@ -80,23 +80,26 @@ MT_AVX2_INLINE float round32(const float* x, __m256i& codes, int& total) {
       _mm_max_epu32(_mm256_castsi256_si128(largest), _mm256_extracti128_si256(largest, 1));
   of4 = _mm_max_epu32(of4, _mm_shuffle_epi32(of4, 0x4e));
   of4 = _mm_max_epu32(of4, _mm_shuffle_epi32(of4, 0xb1));
-  float d, inverse;
   quantise_scale(static_cast<uint32_t>(_mm_cvtsi128_si32(of4)), d, inverse);
+}
+
+// Their codes, or those of the rest; returns the codes' sum.
+template <bool Rest>
+MT_AVX2_INLINE int round32(const float* x, float inverse, __m256i& codes) {
   const __m256 by = _mm256_set1_ps(inverse);
-  __m256i sum = _mm256_setzero_si256();
+  __m256i sum = _mm256_setzero_si256(), q[4];
   MT_UNROLL
   for (int i = 0; i < 4; ++i) {
-    q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), by));
+    q[i] = codes_of<Rest>(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), by));
     if (inverse == 0.0f) q[i] = _mm256_setzero_si256();
     sum = _mm256_add_epi32(sum, q[i]);
   }
   __m128i sum4 = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
   sum4 = _mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0x4e));
-  total = _mm_cvtsi128_si32(_mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0xb1)));
   const __m256i packed =
       _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
   codes = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-  return d;
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum4, _mm_shuffle_epi32(sum4, 0xb1)));
 }
 
 MT_AVX2 void rounded_row(Dtype t, const std::byte* w, int64_t depth, Row& row) {
@@ -104,8 +107,9 @@ MT_AVX2 void rounded_row(Dtype t, const std::byte* w, int64_t depth, Row& row) {
   avx2_decode_row(t, w, x, depth);
   for (int64_t g = 0; g < depth / 32; ++g) {
     __m256i codes;
-    int total;
-    row.scale[g] = round32(x + 32 * g, codes, total);
+    float inverse;
+    scale32(x + 32 * g, row.scale[g], inverse);
+    round32<false>(x + 32 * g, inverse, codes);
     store32(row.codes + 32 * g, codes);
   }
 }
@@ -161,19 +165,28 @@ MT_AVX2 void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows, 
 }
 
 // ---- activations ----
-MT_AVX2 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, Int8Block* out) {
-  const __m256i high_bit = _mm256_set1_epi8(-128);
-  for (int64_t b = 0; b < n / 32; ++b) {
+MT_AVX2_INLINE void put(__m256i codes, float d, int total, int64_t t, Int8Block& block) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(block.codes[t]),
+                      _mm256_xor_si256(codes, _mm256_set1_epi8(-128)));
+  block.d[t] = d;
+  block.sum[t] = d * static_cast<float>(total);
+}
+
+MT_AVX2 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, int terms,
+                      Int8Block* out) {
+  for (int64_t b = 0; b < n / 32; ++b, out += terms) {
     for (int64_t t = 0; t < rows; ++t) {
+      const float* values = x + t * ldx + 32 * b;
+      float d, inverse;
+      scale32(values, d, inverse);
       __m256i codes;
-      int total;
-      const float d = round32(x + t * ldx + 32 * b, codes, total);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[b].codes[t]),
-                          _mm256_xor_si256(codes, high_bit));
-      out[b].d[t] = d;
-      out[b].sum[t] = d * static_cast<float>(total);
+      const int total = round32<false>(values, inverse, codes);
+      put(codes, d, total, t, out[0]);
+      if (terms == 1) continue;
+      const int rest = round32<true>(values, inverse, codes);
+      put(codes, d / float{kSecondSteps}, kSecondSteps * total + rest, t, out[1]);
     }
-    int8_clear_tokens(rows, out[b]);
+    for (int term = 0; term < terms; ++term) int8_clear_tokens(rows, out[term]);
   }
 }
 
@@ -188,12 +201,10 @@ MT_AVX2_INLINE void stay_here(__m256i& v) {
 }
 
 // Sums of a group for kTokens tokens and 16 outputs: codes are 128 bytes a word, q 32 a token.
-// kAdded words' products are added in 16 bits.
+// kAdded words' products are added in 16 bits. They are added to low and high.
 template <int kTokens, int kWords, int kAdded>
-MT_AVX2_INLINE void group_sums(const int8_t* codes, const int32_t* start, const uint8_t* q,
-                               __m256i (&low)[kTokens], __m256i (&high)[kTokens]) {
-  MT_UNROLL
-  for (int t = 0; t < kTokens; ++t) low[t] = load(start), high[t] = load(start + 8);
+MT_AVX2_INLINE void group_sums(const int8_t* codes, const uint8_t* q, __m256i (&low)[kTokens],
+                               __m256i (&high)[kTokens]) {
   MT_KEEP_LOOP
   for (int c = 0; c < kWords; c += kAdded) {
     __m256i pairs0[kTokens], pairs1[kTokens];
@@ -224,8 +235,6 @@ MT_AVX2_INLINE void group_sums(const int8_t* codes, const int32_t* start, const 
 template <int kTokens, int kWords>
 MT_AVX2_INLINE void signed_group_sums(const int8_t* codes, const uint8_t* q,
                                       __m256i (&low)[kTokens], __m256i (&high)[kTokens]) {
-  MT_UNROLL
-  for (int t = 0; t < kTokens; ++t) low[t] = high[t] = _mm256_setzero_si256();
   const __m256i high_bits = _mm256_set1_epi8(-128);
   MT_KEEP_LOOP
   for (int w = 0; w < kWords; ++w, codes += 128, q += 4) {
@@ -242,8 +251,15 @@ MT_AVX2_INLINE void signed_group_sums(const int8_t* codes, const uint8_t* q,
   }
 }
 
+// What the first of the terms' sums begin with: it is shifted with them before the second's.
+template <int kTerms>
+MT_AVX2_INLINE __m256i start_of(__m256i start) {
+  if constexpr (kTerms == 1) return start;
+  return _mm256_add_epi32(start, _mm256_srai_epi32(start, kSecondShift));
+}
+
 // kAdded: of group_sums; 0: signed. Outputs 16 at a time: twelve registers of sums.
-template <bool kBy16, bool kMin, int kAdded>
+template <bool kBy16, bool kMin, int kTerms, int kAdded>
 MT_AVX2 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows, float* y,
                   int64_t ldy, int64_t n, bool accumulate) {
   constexpr int kWords = kBy16 ? 4 : 8, kTokens = kAdded == 0 ? 3 : kInt8Tokens;
@@ -262,13 +278,29 @@ MT_AVX2 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, int
       const int8_t* codes = panel.codes[0][o];
       MT_KEEP_LOOP
       for (int64_t g = 0; g < groups; ++g, codes += 128 * kWords) {
-        const Int8Block& block = x[kBy16 ? g / 2 : g];
-        const uint8_t* q = block.codes[first] + (kBy16 ? g % 2 * 16 : 0);
+        const Int8Block* blocks = x + (kBy16 ? g / 2 : g) * kTerms;
+        const Int8Block& block = blocks[kTerms - 1];
+        __m256i start0 = _mm256_setzero_si256(), start1 = start0;
+        if constexpr (kAdded != 0) {
+          start0 = start_of<kTerms>(load(panel.start[g] + o));
+          start1 = start_of<kTerms>(load(panel.start[g] + o + 8));
+        }
         __m256i sum0[kTokens], sum1[kTokens];
-        if constexpr (kAdded == 0)
-          signed_group_sums<kTokens, kWords>(codes, q, sum0, sum1);
-        else
-          group_sums<kTokens, kWords, kAdded>(codes, panel.start[g] + o, q, sum0, sum1);
+        MT_UNROLL
+        for (int t = 0; t < kTokens; ++t) sum0[t] = start0, sum1[t] = start1;
+        MT_KEEP_LOOP
+        for (int term = 0; term < kTerms; ++term) {
+          MT_UNROLL
+          for (int t = 0; term == 1 && t < kTokens; ++t) {
+            sum0[t] = _mm256_slli_epi32(sum0[t], kSecondShift);
+            sum1[t] = _mm256_slli_epi32(sum1[t], kSecondShift);
+          }
+          const uint8_t* q = blocks[term].codes[first] + (kBy16 ? g % 2 * 16 : 0);
+          if constexpr (kAdded == 0)
+            signed_group_sums<kTokens, kWords>(codes, q, sum0, sum1);
+          else
+            group_sums<kTokens, kWords, kAdded>(codes, q, sum0, sum1);
+        }
         const __m256 scale0 = _mm256_load_ps(panel.scale[g] + o);
         const __m256 scale1 = _mm256_load_ps(panel.scale[g] + o + 8);
         MT_UNROLL
@@ -298,26 +330,26 @@ MT_AVX2 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, int
   }
 }
 
-template <bool kBy16, bool kMin>
+template <bool kBy16, bool kMin, int kTerms>
 void multiply_added(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows,
                     float* y, int64_t ldy, int64_t n, bool accumulate) {
   // 2 x 255 x the largest code x the words added is at most 32767.
   if (panel.largest <= 8 && !kBy16)
-    tile<kBy16, kMin, kBy16 ? 4 : 8>(panel, depth, x, rows, y, ldy, n, accumulate);
+    tile<kBy16, kMin, kTerms, kBy16 ? 4 : 8>(panel, depth, x, rows, y, ldy, n, accumulate);
   else if (panel.largest <= 16)
-    tile<kBy16, kMin, 4>(panel, depth, x, rows, y, ldy, n, accumulate);
+    tile<kBy16, kMin, kTerms, 4>(panel, depth, x, rows, y, ldy, n, accumulate);
   else if (panel.largest <= 32)
-    tile<kBy16, kMin, 2>(panel, depth, x, rows, y, ldy, n, accumulate);
+    tile<kBy16, kMin, kTerms, 2>(panel, depth, x, rows, y, ldy, n, accumulate);
   else if (panel.largest <= 64)
-    tile<kBy16, kMin, 1>(panel, depth, x, rows, y, ldy, n, accumulate);
+    tile<kBy16, kMin, kTerms, 1>(panel, depth, x, rows, y, ldy, n, accumulate);
   else
-    tile<kBy16, kMin, 0>(panel, depth, x, rows, y, ldy, n, accumulate);
+    tile<kBy16, kMin, kTerms, 0>(panel, depth, x, rows, y, ldy, n, accumulate);
 }
 
-void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows, float* y,
-              int64_t ldy, int64_t n, bool accumulate) {
-  int8_by_layout(panel, [&]<bool kBy16, bool kMin>() {
-    multiply_added<kBy16, kMin>(panel, depth, x, rows, y, ldy, n, accumulate);
+void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int terms, int64_t rows,
+              float* y, int64_t ldy, int64_t n, bool accumulate) {
+  int8_by_layout(panel, terms, [&]<bool kBy16, bool kMin, int kTerms>() {
+    multiply_added<kBy16, kMin, kTerms>(panel, depth, x, rows, y, ldy, n, accumulate);
   });
 }
 

@@ -354,9 +354,9 @@ MT_AVX512 void plain_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t 
   store(acc, y);
 }
 
-}  // namespace
-
-MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
+// Rest: the second of two terms.
+template <bool Rest>
+MT_AVX512 void quantise_term(const float* x, int64_t n, std::byte* blob) {
   QuantisedLayout layout = quantised_layout(n);
   quantise_padding(x, n, blob);
   __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
@@ -366,9 +366,10 @@ MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
                                        _mm512_and_si512(_mm512_castps_si512(v[1]), magnitude));
     float d, inverse;
     quantise_scale(_mm512_reduce_max_epu32(largest), d, inverse);
+    if (Rest) d /= float{kSecondSteps};
     MT_UNROLL
     for (int h = 0; h < 2; ++h) {
-      __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v[h], _mm512_set1_ps(inverse)));
+      __m512i q = codes_of<Rest>(_mm512_mul_ps(v[h], _mm512_set1_ps(inverse)));
       if (inverse == 0.0f) q = _mm512_setzero_si512();
       _mm_storeu_si128(reinterpret_cast<__m128i*>(blob + layout.q + 32 * b + 16 * h),
                        _mm512_cvtepi32_epi8(q));
@@ -379,15 +380,31 @@ MT_AVX512 void avx512_quantise(const float* x, int64_t n, std::byte* blob) {
   }
 }
 
+}  // namespace
+
+void avx512_quantise(const float* x, int64_t n, int terms, std::byte* blob) {
+  quantise_term<false>(x, n, blob);
+  if (terms == 2) quantise_term<true>(x, n, blob + quantised_layout(n).bytes);
+}
+
 bool avx512_has_rows_dot(Dtype dtype) {
   return reference_has_rows_dot(dtype) || is_lattice(dtype);
 }
 
 void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int64_t rows,
-                     const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                     int64_t ldy) {
-  const Product p = {
-      reinterpret_cast<const uint8_t*>(bytes), row_bytes, rows, q, q_bytes, tokens, n, y, ldy};
+                     const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                     float* y, int64_t ldy) {
+  if (info(dtype).block_length == 1) terms = 1;
+  const Product p = {reinterpret_cast<const uint8_t*>(bytes),
+                     row_bytes,
+                     rows,
+                     q,
+                     q_bytes,
+                     tokens,
+                     terms,
+                     n,
+                     y,
+                     ldy};
   switch (dtype) {
 #define MT_CASE(T, FUNCTION)                                                         \
   case Dtype::T:                                                                     \
@@ -430,7 +447,8 @@ void avx512_rows_dot(Dtype dtype, const std::byte* bytes, int64_t row_bytes, int
     case Dtype::TQ1_0:
     case Dtype::TQ2_0:
     case Dtype::NVFP4:
-      return reference_rows_dot(dtype, bytes, row_bytes, rows, q, q_bytes, tokens, n, y, ldy);
+      return reference_rows_dot(dtype, bytes, row_bytes, rows, q, q_bytes, tokens, terms, n, y,
+                                ldy);
   }
 }
 

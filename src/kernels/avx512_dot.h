@@ -30,10 +30,12 @@ template <int K>
 struct Tokens {
   Activations of[K];
 };
-// Where the product of row r and token t goes: y[r * row + t * token].
+// Where the product of row r and token t goes: y[r * row + t * token], of the sum of its terms,
+// which are tokens to the kernels.
 struct Out {
   float* y;
   int64_t row, token;
+  int terms;
 };
 
 MT_AVX512_INLINE __m512i load64(const void* p) {
@@ -83,6 +85,15 @@ MT_AVX512_INLINE __m512i byte_table(const int8_t (&values)[16]) {
   return _mm512_broadcast_i32x4(_mm_xor_si128(v, _mm_set1_epi8(-128)));
 }
 
+// Activations, in steps, to codes; Rest: what that leaves of them, in steps of the second term.
+template <bool Rest>
+MT_AVX512_INLINE __m512i codes_of(__m512 steps) {
+  const __m512i whole = _mm512_cvtps_epi32(steps);
+  if constexpr (!Rest) return whole;
+  return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(steps, _mm512_cvtepi32_ps(whole)),
+                                          _mm512_set1_ps(float{kSecondSteps})));
+}
+
 constexpr int prefetch_distance = 1024;
 MT_AVX512_INLINE void prefetch(const uint8_t* p) {
   _mm_prefetch(reinterpret_cast<const char*>(p + prefetch_distance), _MM_HINT_T0);
@@ -96,8 +107,12 @@ MT_AVX512_INLINE void clear(__m512 (&acc)[R][K]) {
 }
 template <int R, int K>
 MT_AVX512_INLINE void store(const __m512 (&acc)[R][K], const Out& out) {
-  for (int r = 0; r < R; ++r)
-    for (int t = 0; t < K; ++t) out.y[r * out.row + t * out.token] = add_lanes(acc[r][t]);
+  for (int r = 0; r < R; ++r) {
+    float* y = out.y + r * out.row;
+    for (int t = 0; out.terms == 1 && t < K; ++t) y[t * out.token] = add_lanes(acc[r][t]);
+    for (int t = 0; out.terms == 2 && t + 1 < K; t += 2)
+      y[t / 2 * out.token] = add_lanes(acc[r][t]) + add_lanes(acc[r][t + 1]);
+  }
 }
 
 // All of rows_dot's arguments (kernels.h).
@@ -105,17 +120,21 @@ struct Product {
   const uint8_t* w;
   int64_t row_bytes, rows;
   const std::byte* q;
-  int64_t q_bytes, tokens, n;
+  int64_t q_bytes, tokens;
+  int terms;
+  int64_t n;
   float* y;
   int64_t ldy;
 };
 
+// `first`: counted in terms.
 template <int K>
 Tokens<K> tokens_at(const Product& p, int64_t first) {
   const QuantisedLayout layout = quantised_layout(p.n);
   Tokens<K> tokens;
   for (int t = 0; t < K; ++t) {
-    const std::byte* q = p.q + (first + t) * p.q_bytes;
+    const std::byte* q =
+        p.q + (first + t) / p.terms * p.q_bytes + (first + t) % p.terms * layout.bytes;
     tokens.of[t] = {reinterpret_cast<const float*>(q),
                     reinterpret_cast<const int8_t*>(q + layout.q),
                     reinterpret_cast<const float*>(q + layout.d),
@@ -129,27 +148,34 @@ template <int K, class F>
 void some_tokens(const Product& p, int64_t first, const F& rows_dot) {
   const Tokens<K> tokens = tokens_at<K>(p, first);
   const int64_t quarter = p.rows / 4;
-  float* y = p.y + first * p.ldy;
+  float* y = p.y + first / p.terms * p.ldy;
   for (int64_t i = 0; i < quarter; ++i) {
     Rows<4> four;
     for (int r = 0; r < 4; ++r) four.w[r] = p.w + (i + r * quarter) * p.row_bytes;
-    rows_dot(four, tokens, p.n, Out{y + i, quarter, p.ldy});
+    rows_dot(four, tokens, p.n, Out{y + i, quarter, p.ldy, p.terms});
   }
-  for (int64_t i = 4 * quarter; i < p.rows; ++i)
-    for (int t = 0; t < K; ++t)
-      rows_dot(Rows<1>{{p.w + i * p.row_bytes}}, Tokens<1>{{tokens.of[t]}}, p.n,
-               Out{y + t * p.ldy + i, 0, 0});
+  for (int64_t i = 4 * quarter; i < p.rows; ++i) {
+    const Rows<1> row = {{p.w + i * p.row_bytes}};
+    for (int t = 0; t < K; t += p.terms) {
+      const Out to{y + t / p.terms * p.ldy + i, 0, 0, p.terms};
+      if (p.terms == 1)
+        rows_dot(row, Tokens<1>{{tokens.of[t]}}, p.n, to);
+      else
+        rows_dot(row, Tokens<2>{{tokens.of[t], tokens.of[(t + 1) % K]}}, p.n, to);
+    }
+  }
 }
 
-// By four tokens, which share the unpacking of the weights, and the rest together. What is summed
-// for a token, and in which order, does not depend on the others.
+// By four tokens, or two of two terms, which share the unpacking of the weights, and the rest
+// together. What is summed for a token, and in which order, does not depend on the others.
 template <class F>
 void all_rows(const Product& p, const F& rows_dot) {
+  const int64_t n = p.tokens * p.terms;
   int64_t t = 0;
-  for (; t + 4 <= p.tokens; t += 4) some_tokens<4>(p, t, rows_dot);
-  if (p.tokens - t == 3) some_tokens<3>(p, t, rows_dot);
-  if (p.tokens - t == 2) some_tokens<2>(p, t, rows_dot);
-  if (p.tokens - t == 1) some_tokens<1>(p, t, rows_dot);
+  for (; t + 4 <= n; t += 4) some_tokens<4>(p, t, rows_dot);
+  if (n - t == 3) some_tokens<3>(p, t, rows_dot);
+  if (n - t == 2) some_tokens<2>(p, t, rows_dot);
+  if (n - t == 1) some_tokens<1>(p, t, rows_dot);
 }
 
 // The formats of 256 weights; the lattice formats.

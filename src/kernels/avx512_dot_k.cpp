@@ -205,7 +205,9 @@ MT_AVX512_INLINE KInput<T> k_input(const Activations& act, int64_t b, __m512i (&
   return in;
 }
 
-template <Dtype T, int R, int K>
+// Two: tokens are pairs of terms, whose sums of a group are one before they are scaled; it becomes
+// the second's.
+template <Dtype T, bool Two, int R, int K>
 MT_AVX512 void k_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, const Out& y) {
   __m512 acc[R][K];
   clear(acc);
@@ -215,19 +217,28 @@ MT_AVX512 void k_rows(const Rows<R>& rows, const Tokens<K>& tokens, int64_t n, c
     MT_UNROLL
     for (int t = 0; t < K; ++t) in[t] = k_input<T>(tokens.of[t], b, lanes);
     MT_UNROLL
+    for (int t = 1; Two && t < K; t += 2) MT_UNROLL
+    for (int g = 0; g < 4; ++g)
+      in[t].start[g] =
+          _mm512_add_epi32(in[t].start[g], _mm512_slli_epi32(in[t - 1].start[g], kSecondShift));
+    MT_UNROLL
     for (int r = 0; r < R; ++r) {
       const uint8_t* p = rows.w[r] + b * k_bytes(T);
       for (int line = 0; line < k_bytes(T); line += 64) prefetch(p + line);
       __m512i codes[4];
       k_codes<T>(p, codes);
       MT_UNROLL
-      for (int t = 0; t < K; ++t) {
+      for (int t = Two ? 1 : 0; t < K; t += Two ? 2 : 1) {
         __m512 scale = k_scales<T>(p, in[t].dx, in[t].sums, acc[r][t]);
         constexpr int step = T == Dtype::IQ4_XS ? 2 : 1;
         MT_UNROLL
         for (int g = 0; g < 4; g += step) {
           __m512i dot = dot4(in[t].start[g], codes[g], in[t].x[g]);
           if constexpr (step == 2) dot = dot4(dot, codes[g + 1], in[t].x[g + 1]);
+          if constexpr (Two) {
+            __m512i first = dot4(_mm512_setzero_si512(), codes[g], in[t - 1].x[g]);
+            dot = _mm512_add_epi32(dot, _mm512_slli_epi32(first, kSecondShift));
+          }
           acc[r][t] =
               _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), to_lanes(lanes[g], scale), acc[r][t]);
         }
@@ -243,7 +254,11 @@ void k_rows_dot(Dtype dtype, const Product& product) {
 #define MT_CASE(T)                                                                \
   if (dtype == Dtype::T)                                                          \
     all_rows(product, [](const auto& r, const auto& t, int64_t n, const Out& y) { \
-      k_rows<Dtype::T>(r, t, n, y);                                               \
+      k_rows<Dtype::T, false>(r, t, n, y);                                        \
+    });
+  if (dtype == Dtype::Q6_K && product.terms == 2)
+    return all_rows(product, [](const auto& r, const auto& t, int64_t n, const Out& y) {
+      k_rows<Dtype::Q6_K, true>(r, t, n, y);
     });
   MT_CASE(Q2_K)
   MT_CASE(Q3_K)

@@ -163,22 +163,25 @@ MT_AVX512_INLINE void lattice_row(const uint8_t* p, Row& row) {
             _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 0, 0, 0, 0, 0, 0, 0), block.scale)));
 }
 
-// 32 values to codes under one scale, which is returned; total: the sum of the codes.
-MT_AVX512_INLINE float round32(const float* x, __m256i& codes, int& total) {
+// Of 32 values under one scale: quantise_scale.
+MT_AVX512_INLINE void scale32(const float* x, float& d, float& inverse) {
   const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
   __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
   __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(a), magnitude),
                                      _mm512_and_si512(_mm512_castps_si512(b), magnitude));
-  float d, inverse;
   quantise_scale(_mm512_reduce_max_epu32(largest), d, inverse);
+}
+
+// Their codes, or those of the rest; returns the codes' sum.
+template <bool Rest>
+MT_AVX512_INLINE int round32(const float* x, float inverse, __m256i& codes) {
   __m512 by = _mm512_set1_ps(inverse);
-  __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, by));
-  __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(b, by));
+  __m512i p = avx512::codes_of<Rest>(_mm512_mul_ps(_mm512_loadu_ps(x), by));
+  __m512i q = avx512::codes_of<Rest>(_mm512_mul_ps(_mm512_loadu_ps(x + 16), by));
   if (inverse == 0.0f) p = q = _mm512_setzero_si512();
-  total = _mm512_reduce_add_epi32(_mm512_add_epi32(p, q));
   codes = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm512_cvtepi32_epi8(p)),
                                   _mm512_cvtepi32_epi8(q), 1);
-  return d;
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(p, q));
 }
 
 MT_AVX512 void rounded_row(Dtype t, const std::byte* w, int64_t depth, Row& row) {
@@ -186,8 +189,9 @@ MT_AVX512 void rounded_row(Dtype t, const std::byte* w, int64_t depth, Row& row)
   avx512_decode_row(t, w, x, depth);
   for (int64_t g = 0; g < depth / 32; ++g) {
     __m256i codes;
-    int total;
-    row.scale[g] = round32(x + 32 * g, codes, total);
+    float inverse;
+    scale32(x + 32 * g, row.scale[g], inverse);
+    round32<false>(x + 32 * g, inverse, codes);
     store32(row.codes + 32 * g, codes);
   }
 }
@@ -254,24 +258,33 @@ MT_AVX512 void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows
 }
 
 // ---- activations ----
-MT_AVX512 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, Int8Block* out) {
-  const __m256i high_bit = _mm256_set1_epi8(-128);
-  for (int64_t b = 0; b < n / 32; ++b) {
+MT_AVX512_INLINE void put(__m256i codes, float d, int total, int64_t t, Int8Block& block) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(block.codes[t]),
+                      _mm256_xor_si256(codes, _mm256_set1_epi8(-128)));
+  block.d[t] = d;
+  block.sum[t] = d * static_cast<float>(total);
+}
+
+MT_AVX512 void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, int terms,
+                        Int8Block* out) {
+  for (int64_t b = 0; b < n / 32; ++b, out += terms) {
     for (int64_t t = 0; t < rows; ++t) {
+      const float* values = x + t * ldx + 32 * b;
+      float d, inverse;
+      scale32(values, d, inverse);
       __m256i codes;
-      int total;
-      const float d = round32(x + t * ldx + 32 * b, codes, total);
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out[b].codes[t]),
-                          _mm256_xor_si256(codes, high_bit));
-      out[b].d[t] = d;
-      out[b].sum[t] = d * static_cast<float>(total);
+      const int total = round32<false>(values, inverse, codes);
+      put(codes, d, total, t, out[0]);
+      if (terms == 1) continue;
+      const int rest = round32<true>(values, inverse, codes);
+      put(codes, d / float{kSecondSteps}, kSecondSteps * total + rest, t, out[1]);
     }
-    int8_clear_tokens(rows, out[b]);
+    for (int term = 0; term < terms; ++term) int8_clear_tokens(rows, out[term]);
   }
 }
 
 // ---- the product ----
-template <bool kBy16, bool kMin>
+template <bool kBy16, bool kMin, int kTerms>
 MT_AVX512 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows,
                     float* y, int64_t ldy, int64_t n, bool accumulate) {
   constexpr int kTokens = kInt8Tokens, kWords = kBy16 ? 4 : 8;
@@ -286,25 +299,38 @@ MT_AVX512 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, i
   const int64_t groups = depth / 4 / kWords;
   const int8_t* codes = panel.codes[0][0];
   for (int64_t g = 0; g < groups; ++g) {
-    const Int8Block& block = x[kBy16 ? g / 2 : g];
-    const uint8_t* q = block.codes[0] + (kBy16 ? g % 2 * 16 : 0);
+    const Int8Block* blocks = x + (kBy16 ? g / 2 : g) * kTerms;
+    const Int8Block& block = blocks[kTerms - 1];
     __m512i dot[kTokens][2];
-    const __m512i start0 = _mm512_load_si512(panel.start[g]);
-    const __m512i start1 = _mm512_load_si512(panel.start[g] + 16);
+    __m512i start0 = _mm512_load_si512(panel.start[g]);
+    __m512i start1 = _mm512_load_si512(panel.start[g] + 16);
+    if constexpr (kTerms == 2) {  // what the first term begins with is shifted
+      start0 = _mm512_add_epi32(start0, _mm512_srai_epi32(start0, kSecondShift));
+      start1 = _mm512_add_epi32(start1, _mm512_srai_epi32(start1, kSecondShift));
+    }
     MT_UNROLL
     for (int t = 0; t < kTokens; ++t) {
       dot[t][0] = start0;
       dot[t][1] = start1;
     }
     MT_UNROLL
-    for (int w = 0; w < kWords; ++w) {
-      const __m512i w0 = _mm512_load_si512(codes + 128 * w);
-      const __m512i w1 = _mm512_load_si512(codes + 128 * w + 64);
+    for (int term = 0; term < kTerms; ++term) {
+      const uint8_t* q = blocks[term].codes[0] + (kBy16 ? g % 2 * 16 : 0);
       MT_UNROLL
-      for (int t = 0; t < kTokens; ++t) {
-        const __m512i four = _mm512_set1_epi32(load_as<int>(q + 32 * t + 4 * w));
-        dot[t][0] = _mm512_dpbusd_epi32(dot[t][0], four, w0);
-        dot[t][1] = _mm512_dpbusd_epi32(dot[t][1], four, w1);
+      for (int t = 0; term == 1 && t < kTokens; ++t) {
+        dot[t][0] = _mm512_slli_epi32(dot[t][0], kSecondShift);
+        dot[t][1] = _mm512_slli_epi32(dot[t][1], kSecondShift);
+      }
+      MT_UNROLL
+      for (int w = 0; w < kWords; ++w) {
+        const __m512i w0 = _mm512_load_si512(codes + 128 * w);
+        const __m512i w1 = _mm512_load_si512(codes + 128 * w + 64);
+        MT_UNROLL
+        for (int t = 0; t < kTokens; ++t) {
+          const __m512i four = _mm512_set1_epi32(load_as<int>(q + 32 * t + 4 * w));
+          dot[t][0] = _mm512_dpbusd_epi32(dot[t][0], four, w0);
+          dot[t][1] = _mm512_dpbusd_epi32(dot[t][1], four, w1);
+        }
       }
     }
     codes += 128 * kWords;
@@ -336,10 +362,10 @@ MT_AVX512 void tile(const Int8Panel& panel, int64_t depth, const Int8Block* x, i
     }
 }
 
-void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows, float* y,
-              int64_t ldy, int64_t n, bool accumulate) {
-  int8_by_layout(panel, [&]<bool kBy16, bool kMin>() {
-    tile<kBy16, kMin>(panel, depth, x, rows, y, ldy, n, accumulate);
+void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int terms, int64_t rows,
+              float* y, int64_t ldy, int64_t n, bool accumulate) {
+  int8_by_layout(panel, terms, [&]<bool kBy16, bool kMin, int kTerms>() {
+    tile<kBy16, kMin, kTerms>(panel, depth, x, rows, y, ldy, n, accumulate);
   });
 }
 

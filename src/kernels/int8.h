@@ -20,6 +20,8 @@ struct alignas(64) Int8Block {
   float sum[kInt8Tokens];          // d * (sum of the rounded)
   float unused[4];
 };
+// In two terms there are two blocks for 32 activations, x ~ d * (kSecondSteps * first + second),
+// codes without their 128. The second has that d, the first's / kSecondSteps, and the sum of both.
 static_assert(sizeof(Int8Block) == 256);
 
 // 32 rows of a weight, up to 256 inputs: w[r, i] = scale * code + min of the group of i.
@@ -34,8 +36,8 @@ struct alignas(64) Int8Panel {
 
 struct Int8Kernels {
   // One tile: x: [rows, n] ldx apart, rows in 1..6 (the others become zeros), n a multiple of 32;
-  // out: n / 32 blocks. The same bits in every table.
-  void (*quantise)(const float* x, int64_t ldx, int64_t rows, int64_t n, Int8Block* out);
+  // out: n / 32 times `terms` (1 or 2) blocks. The same bits in every table.
+  void (*quantise)(const float* x, int64_t ldx, int64_t rows, int64_t n, int terms, Int8Block* out);
   // The panel of `rows` (1..32; zeros follow) rows, row_bytes apart; depth: a multiple of 32 and of
   // the format's block, at most 256. Codes are the format's own where a group has one scale (and
   // perhaps a minimum); those of Q2_K and of formats that int8_own_codes does not name are the
@@ -43,9 +45,10 @@ struct Int8Kernels {
   void (*pack)(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows, int64_t depth,
                Int8Panel& panel);
   // y[t,o] = (accumulate ? y[t,o] : 0) + sum over the panel's inputs, for tokens t < rows of the
-  // tile and outputs o < n; y: rows ldy apart.
-  void (*multiply)(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows,
-                   float* y, int64_t ldy, int64_t n, bool accumulate);
+  // tile, of `terms`, and outputs o < n; y: rows ldy apart. Both terms' sums of a group are one
+  // whole number before it is scaled.
+  void (*multiply)(const Int8Panel& panel, int64_t depth, const Int8Block* x, int terms,
+                   int64_t rows, float* y, int64_t ldy, int64_t n, bool accumulate);
 };
 
 // What plain C++ does: the specification.

@@ -57,15 +57,21 @@ bool int8_by_format(Dtype t, F&& f) {
              Dtype::Q3_K, Dtype::Q4_K, Dtype::Q5_K, Dtype::Q6_K, Dtype::IQ4_XS>();
 }
 
-// f.operator()<by groups of 16, with minima>().
+// f.operator()<by groups of 16, with minima, terms>().
 template <class F>
-void int8_by_layout(const Int8Panel& panel, F&& f) {
+void int8_by_layout(const Int8Panel& panel, int terms, F&& f) {
+  auto in_terms = [&]<bool kBy16, bool kMin>() {
+    if (terms == 1)
+      f.template operator()<kBy16, kMin, 1>();
+    else
+      f.template operator()<kBy16, kMin, 2>();
+  };
   if (panel.by_16)
-    f.template operator()<true, false>();
+    in_terms.template operator()<true, false>();
   else if (panel.has_min)
-    f.template operator()<false, true>();
+    in_terms.template operator()<false, true>();
   else
-    f.template operator()<false, false>();
+    in_terms.template operator()<false, false>();
 }
 
 // Zeros for the block's tokens from `rows` on.

@@ -7,6 +7,9 @@
 
 namespace mt {
 
+// Where activations are two int8 terms, a step of the first is so many of the second.
+inline constexpr int kSecondShift = 7, kSecondSteps = 1 << kSecondShift;
+
 // One table per instruction set; reference.cpp is the specification. Every function of the exact
 // path gives bit-identical results in every table: sums run in the documented order with one
 // fused multiply-add per term.
@@ -73,18 +76,19 @@ struct Kernels {
                      const uint32_t* b, int64_t ldb, float* c, int64_t ldc, bool accumulate);
 
   // ---- fast path (tables may differ in rounding; bounded by tests) ----
-  // Activations quantised for the dot products below: x[n] -> opaque, quantised_bytes(n) bytes.
-  // n is a multiple of 32.
-  int64_t (*quantised_bytes)(int64_t n);
-  void (*quantise)(const float* x, int64_t n, std::byte* q);
+  // Activations quantised for the dot products below: x[n] -> opaque, quantised_bytes(n, terms)
+  // bytes. n is a multiple of 32. Of two terms the second is what rounding to the first left of x,
+  // in steps of 1/kSecondSteps of its own: together 14 bits.
+  int64_t (*quantised_bytes)(int64_t n, int terms);
+  void (*quantise)(const float* x, int64_t n, int terms, std::byte* q);
   // True where rows_dot takes this format.
   bool (*has_rows_dot)(Dtype dtype);
   // y[t*ldy + r] = sum_i W[r,i] * x[t,i] for `rows` consecutive rows of a packed weight; each of
-  // the `tokens` at q + t*q_bytes, from quantise(). A token's results are the same bits whatever
-  // others go with it.
+  // the `tokens` at q + t*q_bytes, from quantise() in that many terms (of which formats without
+  // blocks make no use). A token's results are the same bits whatever others go with it.
   void (*rows_dot)(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                   const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                   int64_t ldy);
+                   const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                   float* y, int64_t ldy);
 };
 
 const Kernels& reference_kernels();

@@ -22,8 +22,8 @@ QuantisedLayout quantised_layout(int64_t n) {
   return layout;
 }
 
-int64_t reference_quantised_bytes(int64_t n) {
-  return quantised_layout(n).bytes;
+int64_t reference_quantised_bytes(int64_t n, int terms) {
+  return terms * quantised_layout(n).bytes;
 }
 
 void quantise_padding(const float* x, int64_t n, std::byte* blob) {
@@ -46,7 +46,10 @@ void quantise_scale(uint32_t largest_bits, float& d, float& inverse) {
   }
 }
 
-void reference_quantise(const float* x, int64_t n, std::byte* blob) {
+namespace {
+
+// rest: the second of two terms.
+void quantise_term(const float* x, int64_t n, std::byte* blob, bool rest) {
   QuantisedLayout layout = quantised_layout(n);
   quantise_padding(x, n, blob);
   for (int64_t block = 0; block < n / 32; ++block) {
@@ -58,8 +61,11 @@ void reference_quantise(const float* x, int64_t n, std::byte* blob) {
     quantise_scale(largest, d, inverse);
     int8_t code[32] = {};
     int total[2] = {};
+    if (rest) d /= float{kSecondSteps};
     for (int i = 0; i < 32 && inverse != 0.0f; ++i) {
-      code[i] = static_cast<int8_t>(std::nearbyint(xb[i] * inverse));
+      const float steps = xb[i] * inverse, whole = std::nearbyint(steps);
+      code[i] =
+          static_cast<int8_t>(rest ? std::nearbyint((steps - whole) * float{kSecondSteps}) : whole);
       total[i / 16] += code[i];
     }
     float sum[2] = {d * static_cast<float>(total[0]), d * static_cast<float>(total[1])};
@@ -67,6 +73,13 @@ void reference_quantise(const float* x, int64_t n, std::byte* blob) {
     std::memcpy(blob + layout.d + block * 4, &d, 4);
     std::memcpy(blob + layout.sum + block * 8, sum, 8);
   }
+}
+
+}  // namespace
+
+void reference_quantise(const float* x, int64_t n, int terms, std::byte* blob) {
+  quantise_term(x, n, blob, false);
+  if (terms == 2) quantise_term(x, n, blob + quantised_layout(n).bytes, true);
 }
 
 bool reference_has_rows_dot(Dtype dtype) {
@@ -111,24 +124,27 @@ bool reference_has_rows_dot(Dtype dtype) {
 }
 
 void reference_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                        const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                        int64_t ldy) {
+                        const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                        float* y, int64_t ldy) {
   QuantisedLayout layout = quantised_layout(n);
   bool plain = dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16;
   std::vector<float> row(static_cast<size_t>(n)), x(static_cast<size_t>(n));
+  std::vector<double> rounded(static_cast<size_t>(n));
   for (int64_t t = 0; t < tokens; ++t, q += q_bytes) {
     std::memcpy(x.data(), q, static_cast<size_t>(n) * sizeof(float));
-    if (!plain) {
-      for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
+      rounded[size_t(i)] = plain ? double(x[size_t(i)]) : 0.0;
+      for (const std::byte* term = q; !plain && term < q + terms * layout.bytes;
+           term += layout.bytes) {
         float d;
-        std::memcpy(&d, q + layout.d + i / 32 * 4, 4);
-        x[size_t(i)] = d * static_cast<float>(static_cast<int8_t>(q[layout.q + i]));
+        std::memcpy(&d, term + layout.d + i / 32 * 4, 4);
+        rounded[size_t(i)] += double(d) * static_cast<int8_t>(term[layout.q + i]);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
       mt::decode_row(dtype, w + r * row_bytes, row.data(), n);
       double sum = 0.0;
-      for (int64_t i = 0; i < n; ++i) sum += double(row[size_t(i)]) * double(x[size_t(i)]);
+      for (int64_t i = 0; i < n; ++i) sum += double(row[size_t(i)]) * rounded[size_t(i)];
       y[t * ldy + r] = static_cast<float>(sum);
     }
   }

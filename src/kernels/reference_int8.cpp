@@ -234,42 +234,49 @@ void pack(Dtype t, const std::byte* w, int64_t row_bytes, int64_t rows, int64_t 
     }
 }
 
-void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, Int8Block* out) {
-  for (int64_t b = 0; b < n / 32; ++b)
+void quantise(const float* x, int64_t ldx, int64_t rows, int64_t n, int terms, Int8Block* out) {
+  for (int64_t b = 0; b < n / 32; ++b, out += terms)
     for (int64_t t = 0; t < kInt8Tokens; ++t) {
       uint32_t largest = 0;
       for (int i = 0; t < rows && i < 32; ++i)
         largest = std::max(largest, std::bit_cast<uint32_t>(x[t * ldx + 32 * b + i]) & 0x7fffffffu);
       float d, inverse;
       quantise_scale(largest, d, inverse);
+      float rest[32];  // in steps
+      for (int i = 0; i < 32; ++i) rest[i] = inverse == 0 ? 0 : x[t * ldx + 32 * b + i] * inverse;
       int total = 0;
-      for (int i = 0; i < 32; ++i) {
-        const int code = inverse == 0.0f
-                             ? 0
-                             : static_cast<int>(std::nearbyint(x[t * ldx + 32 * b + i] * inverse));
-        out[b].codes[t][i] = static_cast<uint8_t>(code + 128);
-        total += code;
+      for (int term = 0; term < terms; ++term) {
+        if (term == 1) d /= float{kSecondSteps}, total *= kSecondSteps;
+        for (int i = 0; i < 32; ++i) {
+          const float whole = std::nearbyint(rest[i]);
+          rest[i] = (rest[i] - whole) * float{kSecondSteps};
+          out[term].codes[t][i] = static_cast<uint8_t>(static_cast<int>(whole) + 128);
+          total += static_cast<int>(whole);
+        }
+        out[term].d[t] = d;
+        out[term].sum[t] = d * static_cast<float>(total);
       }
-      out[b].d[t] = d;
-      out[b].sum[t] = d * static_cast<float>(total);
     }
 }
 
-void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int64_t rows, float* y,
-              int64_t ldy, int64_t n, bool accumulate) {
+void multiply(const Int8Panel& panel, int64_t depth, const Int8Block* x, int terms, int64_t rows,
+              float* y, int64_t ldy, int64_t n, bool accumulate) {
   const int64_t group = panel.by_16 ? 16 : 32;
   for (int64_t t = 0; t < rows; ++t)
     for (int64_t o = 0; o < n; ++o) {
       double sum = accumulate ? double(y[t * ldy + o]) : 0.0;
       for (int64_t g = 0; g < depth / group; ++g) {
-        const Int8Block& block = x[g * group / 32];
-        int32_t dot = panel.start[g][o];
-        for (int64_t i = g * group; i < (g + 1) * group; ++i)
-          dot += panel.codes[i / 4][o][i % 4] * block.codes[t][i % 32];
-        sum += double(panel.scale[g][o]) * double(block.d[t]) * dot;
+        const Int8Block* blocks = x + g * group / 32 * terms;
+        int32_t dot = 0;
+        for (int term = 0; term < terms; ++term) {
+          dot = dot * kSecondSteps + panel.start[g][o];
+          for (int64_t i = g * group; i < (g + 1) * group; ++i)
+            dot += panel.codes[i / 4][o][i % 4] * blocks[term].codes[t][i % 32];
+        }
+        sum += double(panel.scale[g][o]) * double(blocks[terms - 1].d[t]) * dot;
       }
       for (int64_t b = 0; panel.has_min && b < depth / 32; ++b)
-        sum += double(panel.min[b][o]) * double(x[b].sum[t]);
+        sum += double(panel.min[b][o]) * double(x[(b + 1) * terms - 1].sum[t]);
       y[t * ldy + o] = static_cast<float>(sum);
     }
 }

@@ -18,6 +18,8 @@ const Kernels& avx512amx_kernels();   // and AMX
 //   i8   q[n]         round(x / d) with one d per 32 values, |q| <= 127
 //   f32  d[n / 32]    max |x| / 127; 0 where that is below 1e-38; NaN where an x is not finite
 //   f32  sum[n / 16]  d * (sum of the 16 q), for formats with a minimum per sub-block
+// Of two terms the second follows in the same layout: q is the rest of that rounding times
+// kSecondSteps, |q| <= 64, and d that much smaller.
 struct QuantisedLayout {
   int64_t q, d, sum, bytes;
 };
@@ -56,21 +58,21 @@ void avx512bf16_gemm_pairs(int64_t m, int64_t n, int64_t k, const uint32_t* a, i
                            int64_t a_pair, const uint32_t* b, int64_t ldb, float* c, int64_t ldc,
                            bool accumulate);
 
-void avx2_quantise(const float* x, int64_t n, std::byte* blob);
-void avx512_quantise(const float* x, int64_t n, std::byte* blob);
+void avx2_quantise(const float* x, int64_t n, int terms, std::byte* blob);
+void avx512_quantise(const float* x, int64_t n, int terms, std::byte* blob);
 void avx2_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                   const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                   int64_t ldy);
+                   const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                   float* y, int64_t ldy);
 bool avx512_has_rows_dot(Dtype dtype);
 void avx512_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                     const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                     int64_t ldy);
+                     const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                     float* y, int64_t ldy);
 
-int64_t reference_quantised_bytes(int64_t n);
-void reference_quantise(const float* x, int64_t n, std::byte* q);
+int64_t reference_quantised_bytes(int64_t n, int terms);
+void reference_quantise(const float* x, int64_t n, int terms, std::byte* q);
 bool reference_has_rows_dot(Dtype dtype);
 void reference_rows_dot(Dtype dtype, const std::byte* w, int64_t row_bytes, int64_t rows,
-                        const std::byte* q, int64_t q_bytes, int64_t tokens, int64_t n, float* y,
-                        int64_t ldy);
+                        const std::byte* q, int64_t q_bytes, int64_t tokens, int terms, int64_t n,
+                        float* y, int64_t ldy);
 
 }  // namespace mt

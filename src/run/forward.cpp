@@ -70,6 +70,10 @@ void KvCache::truncate(int64_t s, int64_t length) {
 
 namespace {
 
+MatmulOptions products_of(const Model& model, Path path, bool like_single) {
+  return {.like_single = like_single, .two_terms = path == Path::fast && fine_weights(model)};
+}
+
 struct Span {  // rows of the batch that belong to one sequence
   int64_t sequence, row, n, first;
 };
@@ -83,13 +87,13 @@ HeadRows f32_rows(const CachedRows& rows) {
 void attention_site(const Runtime& rt, const Model& model, const Attention& a, int64_t layer,
                     KvCache::Impl& cache, std::span<const Span> spans,
                     std::span<const RopeTable> ropes, const ForwardOptions& options,
-                    ConstMatrix normed, Matrix update) {
+                    const MatmulOptions& products, ConstMatrix normed, Matrix update) {
   const int64_t n = normed.rows;
   Matrix q = cache.take(KvCache::Impl::query_or_gate, n, a.q.weight.rows);
   Matrix k = cache.take(KvCache::Impl::key_or_up, n, a.k.weight.rows);
   Matrix v = cache.take(KvCache::Impl::value, n, a.v.weight.rows);
   const MapOutput qkv[] = {{a.q, q}, {a.k, k}, {a.v, v}};
-  matmul_shared(rt, options.path, normed, qkv, options.like_single);
+  matmul_shared(rt, options.path, normed, qkv, products);
   const RopeTable& rope =
       *std::find_if(ropes.begin(), ropes.end(), [&](const RopeTable& r) { return r.serves(a); });
   Matrix out = cache.take(KvCache::Impl::heads, n, a.o.weight.cols);
@@ -129,15 +133,16 @@ void attention_site(const Runtime& rt, const Model& model, const Attention& a, i
   else
     rt.pool.parallel_for(std::ssize(spans), run);
   if (options.tap) options.tap(Point::attn_out, layer, out);
-  matmul(rt, options.path, out, a.o, update, options.like_single);
+  matmul(rt, options.path, out, a.o, update, products);
 }
 
 void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cache,
-              const ForwardOptions& options, ConstMatrix normed, Matrix update) {
+              const ForwardOptions& options, const MatmulOptions& products, ConstMatrix normed,
+              Matrix update) {
   Matrix gate = cache.take(KvCache::Impl::query_or_gate, normed.rows, f.gate.weight.rows);
   Matrix up = cache.take(KvCache::Impl::key_or_up, normed.rows, f.up.weight.rows);
   const MapOutput both[] = {{f.gate, gate}, {f.up, up}};
-  matmul_shared(rt, options.path, normed, both, options.like_single);
+  matmul_shared(rt, options.path, normed, both, products);
   if (options.tap) {
     options.tap(Point::mlp_gate, layer, gate);
     options.tap(Point::mlp_up, layer, up);
@@ -146,7 +151,7 @@ void mlp_site(const Runtime& rt, const Mlp& f, int64_t layer, KvCache::Impl& cac
   for_rows(rt, normed.rows,
            [&](int64_t t) { activate(gate.row(t), up.row(t), gate.row(t), gate.cols); });
   if (options.tap) options.tap(Point::mlp_act, layer, gate);
-  matmul(rt, options.path, gate, f.down, update, options.like_single);
+  matmul(rt, options.path, gate, f.down, update, products);
 }
 
 }  // namespace
@@ -191,6 +196,7 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
 
   Matrix normed = kv.take(KvCache::Impl::normed, n, model.d_model);
   Matrix update = kv.take(KvCache::Impl::update, n, model.d_model);
+  const MatmulOptions products = products_of(model, options.path, options.like_single);
   const bool whole = options.end_step < 0;
   const size_t end = whole ? model.steps.size() : static_cast<size_t>(options.end_step);
   for (size_t i = static_cast<size_t>(options.first_step); i < end; ++i) {
@@ -200,9 +206,10 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
       const auto* a = std::get_if<Attention>(&site.what);
       if (options.tap) options.tap(a ? Point::attn_in : Point::mlp_in, step.layer, normed);
       if (a)
-        attention_site(rt, model, *a, step.layer, kv, spans, ropes, options, normed, update);
+        attention_site(rt, model, *a, step.layer, kv, spans, ropes, options, products, normed,
+                       update);
       else
-        mlp_site(rt, std::get<Mlp>(site.what), step.layer, kv, options, normed, update);
+        mlp_site(rt, std::get<Mlp>(site.what), step.layer, kv, options, products, normed, update);
       if (!site.post_norm.empty()) rms_norm(rt, update, site.post_norm, model.norm_epsilon, update);
       if (options.tap) options.tap(Point::update, step.layer, update);
       for_rows(rt, n,
@@ -220,7 +227,7 @@ MatrixBuffer forward(const Runtime& rt, const Model& model, KvCache& cache,
 
 void logits(const Runtime& rt, const Model& model, Path path, ConstMatrix hidden, Matrix out,
             bool like_single) {
-  matmul(rt, path, hidden, model.head_map(), out, like_single);
+  matmul(rt, path, hidden, model.head_map(), out, products_of(model, path, like_single));
   if (model.logit_softcap > 0)
     for_rows(rt, out.rows, [&](int64_t t) {
       for (float& x : out.row_span(t)) x = model.logit_softcap * std::tanh(x / model.logit_softcap);

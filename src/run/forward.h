@@ -26,10 +26,19 @@ enum class Path {
   fast,   // int8 dot products for few tokens, batched int8 or bf16 products for more, else exact
 };
 
+struct MatmulOptions {
+  bool like_single = false;  // each token as if it were the only one (ForwardOptions)
+  bool two_terms = false;    // int8 products take activations as the sum of two int8 values
+};
+
 // y[t,o] = sum_i x[t,i] * W[o,i] (+ bias[o])   x:[n_tokens,in]  W:[out,in]  y:[n_tokens,out]
-// like_single: each token as if it were the only one (ForwardOptions).
 void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y,
-            bool like_single = false);
+            const MatmulOptions& options = {});
+
+// True where the quantised weights that the model multiplies with are of more than 6.25 bits, all
+// in all: beside what such a format costs the rounding of activations to 8 bits counts, so that
+// the fast path takes two terms.
+bool fine_weights(const Model& model);
 
 // What the cache of the fast path is without other wishes: F16, as in llama.cpp. Others: F32.
 inline KvTypes default_kv_types(Path path) {

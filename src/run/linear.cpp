@@ -23,28 +23,28 @@ void add_bias(const LinearMap& map, Matrix y) {
 }
 
 // y[t, r] = sum_i W[r, i] * x[t, i] for `rows` consecutive rows of a weight and `tokens` tokens,
-// each sum as rows_dot has it for that token alone. q: the tokens as `quantise` left them, `blob`
-// bytes apart. The rows are read from memory once: so many at a time as stay in the second-level
-// cache for the tokens that follow (fewer at a time break the kernels' streams).
+// each sum as rows_dot has it for that token alone. q: the tokens as `quantise` left them in so
+// many terms, `blob` bytes apart. The rows are read from memory once: so many at a time as stay in
+// the second-level cache for the tokens that follow (fewer at a time break the kernels' streams).
 void rows_dots(const Kernels& k, const Weight& w, int64_t begin, int64_t rows, const std::byte* q,
-               int64_t blob, int64_t tokens, Matrix y) {
+               int64_t blob, int64_t tokens, int terms, Matrix y) {
   const int64_t bytes = row_bytes(w.dtype, w.cols);
   constexpr int64_t kNear = 256 << 10;
   const int64_t at_once = tokens == 1 ? rows : std::max<int64_t>(16, kNear / bytes / 16 * 16);
   for (int64_t r = begin; r < begin + rows; r += at_once)
     k.rows_dot(w.dtype, w.row(r), bytes, std::min(at_once, begin + rows - r), q, blob, tokens,
-               w.cols, y.row(0) + r, y.stride);
+               terms, w.cols, y.row(0) + r, y.stride);
 }
 
-void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> outputs) {
+void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> outputs, int terms) {
   const Kernels& k = rt.kernels;
   const int64_t blob =
-      static_cast<int64_t>(round_up(static_cast<uint64_t>(k.quantised_bytes(x.cols)), 64));
+      static_cast<int64_t>(round_up(static_cast<uint64_t>(k.quantised_bytes(x.cols, terms)), 64));
   thread_local AlignedBuffer<std::byte> kept;  // from token to token
   if (kept.size() < static_cast<size_t>(blob * x.rows))
     kept = AlignedBuffer<std::byte>(static_cast<size_t>(blob * x.rows));
   std::byte* q = kept.data();
-  for (int64_t t = 0; t < x.rows; ++t) k.quantise(x.row(t), x.cols, q + t * blob);
+  for (int64_t t = 0; t < x.rows; ++t) k.quantise(x.row(t), x.cols, terms, q + t * blob);
   // Pieces small enough to balance, large enough to stream.
   int64_t rows = 0, pieces = 0;
   for (const MapOutput& out : outputs) rows += out.map.weight.rows;
@@ -56,7 +56,7 @@ void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> ou
     for (int64_t n; i >= (n = ceil_div(out->map.weight.rows, piece)); ++out) i -= n;
     const Weight& w = out->map.weight;
     const int64_t begin = i * piece, n = std::min(piece, w.rows - begin);
-    rows_dots(k, w, begin, n, q, blob, x.rows, out->y);
+    rows_dots(k, w, begin, n, q, blob, x.rows, terms, out->y);
   });
 }
 
@@ -167,16 +167,30 @@ bool rounds(const Runtime& rt, Path path) {
 
 }  // namespace
 
+bool fine_weights(const Model& model) {
+  double bytes = 0, weights = 0;
+  for (const LinearMap* map : linear_maps(model)) {
+    const Weight& w = map->weight;
+    const bool multiplies = map != &model.embedding || !model.head;
+    if (!multiplies || info(w.dtype).block_length == 1) continue;
+    bytes += static_cast<double>(w.bytes());
+    weights += static_cast<double>(w.rows) * static_cast<double>(w.cols);
+  }
+  return 8 * bytes > 6.25 * weights;
+}
+
 void matmul(const Runtime& rt, Path path, ConstMatrix x, const LinearMap& map, Matrix y,
-            bool like_single) {
+            const MatmulOptions& options) {
   const MapOutput output{map, y};
-  matmul_shared(rt, path, x, {&output, 1}, like_single);
+  matmul_shared(rt, path, x, {&output, 1}, options);
 }
 
 // Whatever a token takes here alone gives it the same sums in a batch: only the choice among the
 // ways looks at how many there are.
 void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const MapOutput> outputs,
-                   bool like_single) {
+                   const MatmulOptions& options) {
+  const bool like_single = options.like_single;
+  const int terms = options.two_terms ? 2 : 1;
   auto all_take = [&](auto&& takes) {
     return path == Path::fast && x.cols % 32 == 0 &&
            std::all_of(outputs.begin(), outputs.end(),
@@ -187,14 +201,14 @@ void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const 
   const bool tiles = rt.kernels.gemm_tiles && path == Path::fast && !like_single &&
                      x.rows >= kManyTokensTiles && x.cols % 32 == 0;
   if (few && all_take(rt.kernels.has_rows_dot)) {
-    matmul_dots(rt, x, outputs);
+    matmul_dots(rt, x, outputs, terms);
   } else if (tiles) {
     for (const MapOutput& out : outputs) matmul_bf16(rt, x, out.map.weight, out.y, true);
   } else if (int8 && (!few || outputs.size() == 1)) {
-    matmul_int8(rt, *int8, x, outputs);
+    matmul_int8(rt, *int8, x, outputs, terms);
   } else if (path == Path::fast && outputs.size() > 1) {
     for (const MapOutput& out : outputs)  // each its own way
-      matmul(rt, path, x, out.map, out.y, like_single);
+      matmul(rt, path, x, out.map, out.y, options);
     return;
   } else {
     for (const MapOutput& out : outputs) {

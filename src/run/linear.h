@@ -14,12 +14,12 @@ struct MapOutput {
 // matmul of each; the fast path rounds x once for all of them and divides their rows among the
 // threads together.
 void matmul_shared(const Runtime& rt, Path path, ConstMatrix x, std::span<const MapOutput> outputs,
-                   bool like_single = false);
+                   const MatmulOptions& options = {});
 
-// The batched int8 product (kernels/int8.h) without biases. The same bits for any number of
-// threads. x.cols: a multiple of 32; formats that int8_takes.
+// The batched int8 product (kernels/int8.h) without biases, activations in one term or two. The
+// same bits for any number of threads. x.cols: a multiple of 32; formats that int8_takes.
 void matmul_int8(const Runtime& rt, const Int8Kernels& kernels, ConstMatrix x,
-                 std::span<const MapOutput> outputs);
+                 std::span<const MapOutput> outputs, int terms);
 
 // The vector-Jacobian product of matmul: dx[t,i] += sum_o dy[t,o] * W[o,i]
 // dy:[n_tokens,out]  W:[out,in]  dx:[n_tokens,in]; sums over o in order, by fma. Path::bf16: in

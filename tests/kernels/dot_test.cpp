@@ -27,6 +27,13 @@ bool unquantised(Dtype t) {
   return t == Dtype::F32 || t == Dtype::F16 || t == Dtype::BF16;
 }
 
+std::vector<std::pair<const Kernels*, int>> tables_and_terms() {
+  std::vector<std::pair<const Kernels*, int>> both;
+  for (const Kernels* table : available_kernels())
+    for (int terms : {1, 2}) both.push_back({table, terms});
+  return both;
+}
+
 TEST(Dot, QuantisedActivationsAreTheSameInEveryTable) {
   std::mt19937 random(21);
   for (int64_t n : {32, 64, 96, 256, 288, 576, 1536}) {
@@ -36,15 +43,17 @@ TEST(Dot, QuantisedActivationsAreTheSameInEveryTable) {
     for (size_t i = 0; i < 32; ++i) x[i] = n == 96 ? 0.0f : x[i];
     if (n == 288) x[40] = std::numeric_limits<float>::infinity();
     if (n == 288) x[70] = 1e-40f;
-    int64_t bytes = reference_kernels().quantised_bytes(n);
-    std::vector<std::byte> expected(size_t(bytes), std::byte{1}), got(size_t(bytes), std::byte{2});
-    reference_kernels().quantise(x.data(), n, expected.data());
-    for (const Kernels* table : available_kernels()) {
-      ASSERT_EQ(table->quantised_bytes(n), bytes);
-      std::fill(got.begin(), got.end(), std::byte{2});
-      table->quantise(x.data(), n, got.data());
-      EXPECT_EQ(std::memcmp(expected.data(), got.data(), size_t(bytes)), 0)
-          << table->name << " n=" << n;
+    for (int terms : {1, 2}) {
+      const int64_t bytes = reference_kernels().quantised_bytes(n, terms);
+      std::vector<std::byte> expected(size_t(bytes), std::byte{1}), got = expected;
+      reference_kernels().quantise(x.data(), n, terms, expected.data());
+      for (const Kernels* table : available_kernels()) {
+        ASSERT_EQ(table->quantised_bytes(n, terms), bytes);
+        std::fill(got.begin(), got.end(), std::byte{2});
+        table->quantise(x.data(), n, terms, got.data());
+        EXPECT_EQ(std::memcmp(expected.data(), got.data(), size_t(bytes)), 0)
+            << table->name << " n=" << n << " terms " << terms;
+      }
     }
   }
 }
@@ -63,12 +72,12 @@ TEST(Dot, EveryFormatWithinItsBound) {
         std::memcpy(w.get(), filled.data(), filled.size());
         std::vector<float> x(static_cast<size_t>(length)), row(static_cast<size_t>(length));
         for (float& v : x) v = std::normal_distribution<float>()(random);
-        for (const Kernels* table : available_kernels()) {
+        for (const auto& [table, terms] : tables_and_terms()) {
           if (!table->has_rows_dot(t)) continue;
-          AlignedBuffer<std::byte> q(size_t(table->quantised_bytes(length)));
-          table->quantise(x.data(), length, q.data());
+          AlignedBuffer<std::byte> q(size_t(table->quantised_bytes(length, terms)));
+          table->quantise(x.data(), length, terms, q.data());
           std::vector<float> y(static_cast<size_t>(rows) + 1, 77.0f);
-          table->rows_dot(t, w.get(), row_size, rows, q.data(), 0, 1, length, y.data(), 0);
+          table->rows_dot(t, w.get(), row_size, rows, q.data(), 0, 1, terms, length, y.data(), 0);
           EXPECT_EQ(y.back(), 77.0f);
           for (int64_t r = 0; r < rows; ++r) {
             decode_row(t, w.get() + r * row_size, row.data(), length);
@@ -81,7 +90,7 @@ TEST(Dot, EveryFormatWithinItsBound) {
                 double wi = row[size_t(i)], xi = x[size_t(i)];
                 product += wi * xi;
                 magnitude += std::fabs(wi * xi);
-                rounding += std::fabs(wi) * largest / 254.0;
+                rounding += std::fabs(wi) * largest / 254.0 / (terms == 2 ? kSecondSteps : 1);
               }
             }
             // Where a minimum is taken off, the two parts are summed apart: their rounding counts
@@ -90,11 +99,11 @@ TEST(Dot, EveryFormatWithinItsBound) {
                 (unquantised(t) ? 0.0 : rounding * 1.001) + 1e-5 * magnitude + 1e-5 * rounding;
             ASSERT_LE(std::fabs(double(y[size_t(r)]) - product), bound)
                 << table->name << " " << format.name << " n=" << length << " row " << r << " of "
-                << rows << ": " << y[size_t(r)] << ", f64 " << product;
+                << rows << " terms " << terms << ": " << y[size_t(r)] << ", f64 " << product;
           }
           // Against the reference's math the activations' rounding is no excuse.
           std::vector<float> expected(static_cast<size_t>(rows));
-          reference_kernels().rows_dot(t, w.get(), row_size, rows, q.data(), 0, 1, length,
+          reference_kernels().rows_dot(t, w.get(), row_size, rows, q.data(), 0, 1, terms, length,
                                        expected.data(), 0);
           for (int64_t r = 0; r < rows; ++r) {
             decode_row(t, w.get() + r * row_size, row.data(), length);
@@ -119,19 +128,20 @@ TEST(Dot, TokensTogetherGiveTheBitsOfEachAlone) {
     std::vector<std::byte> w = random_rows(random, t, kRows * kLength / format.block_length);
     std::vector<float> x(kTokens * kLength);
     for (float& v : x) v = std::normal_distribution<float>()(random);
-    for (const Kernels* table : available_kernels()) {
+    for (const auto& [table, terms] : tables_and_terms()) {
       if (!table->has_rows_dot(t)) continue;
-      const int64_t q_bytes = (table->quantised_bytes(kLength) + 63) / 64 * 64, ldy = kRows + 2;
+      const int64_t q_bytes = (table->quantised_bytes(kLength, terms) + 63) / 64 * 64,
+                    ldy = kRows + 2;
       AlignedBuffer<std::byte> q(size_t(kTokens * q_bytes));
       for (int64_t i = 0; i < kTokens; ++i)
-        table->quantise(x.data() + i * kLength, kLength, q.data() + i * q_bytes);
+        table->quantise(x.data() + i * kLength, kLength, terms, q.data() + i * q_bytes);
       for (int64_t tokens : {2, 3, 5, 6, 7}) {
         std::vector<float> together(size_t(tokens * ldy), 77.0f), alone(kRows);
-        table->rows_dot(t, w.data(), row_size, kRows, q.data(), q_bytes, tokens, kLength,
+        table->rows_dot(t, w.data(), row_size, kRows, q.data(), q_bytes, tokens, terms, kLength,
                         together.data(), ldy);
         for (int64_t i = 0; i < tokens; ++i) {
-          table->rows_dot(t, w.data(), row_size, kRows, q.data() + i * q_bytes, 0, 1, kLength,
-                          alone.data(), 0);
+          table->rows_dot(t, w.data(), row_size, kRows, q.data() + i * q_bytes, 0, 1, terms,
+                          kLength, alone.data(), 0);
           const float* row = together.data() + i * ldy;
           EXPECT_EQ(std::memcmp(row, alone.data(), kRows * sizeof(float)), 0)
               << table->name << " " << format.name << " token " << i << " of " << tokens;
@@ -148,11 +158,11 @@ TEST(Dot, InfiniteActivationsGiveNan) {
   x[40] = std::numeric_limits<float>::infinity();
   std::mt19937 random(23);
   std::vector<std::byte> w = random_rows(random, Dtype::Q4_0, 2);
-  for (const Kernels* table : available_kernels()) {
-    std::vector<std::byte> q(size_t(table->quantised_bytes(64)));
-    table->quantise(x.data(), 64, q.data());
+  for (const auto& [table, terms] : tables_and_terms()) {
+    std::vector<std::byte> q(size_t(table->quantised_bytes(64, terms)));
+    table->quantise(x.data(), 64, terms, q.data());
     float y = 0.0f;
-    table->rows_dot(Dtype::Q4_0, w.data(), 36, 1, q.data(), 0, 1, 64, &y, 0);
+    table->rows_dot(Dtype::Q4_0, w.data(), 36, 1, q.data(), 0, 1, terms, 64, &y, 0);
     EXPECT_TRUE(std::isnan(y)) << table->name;
   }
 }

@@ -31,6 +31,13 @@ std::vector<const Int8Kernels*> int8_tables() {
   return tables;
 }
 
+std::vector<std::pair<const Int8Kernels*, int>> tables_and_terms() {
+  std::vector<std::pair<const Int8Kernels*, int>> both;
+  for (const Int8Kernels* table : int8_tables())
+    for (int terms : {1, 2}) both.push_back({table, terms});
+  return both;
+}
+
 // Exactly the bytes on the heap, the sanitizer's fence behind them.
 std::unique_ptr<std::byte[]> fenced(const std::vector<std::byte>& bytes) {
   std::unique_ptr<std::byte[]> copy(new std::byte[bytes.size()]);
@@ -126,13 +133,13 @@ TEST(Int8, TheLargestProductsAreExact) {
         decode_row(t, w.data(), row.data(), 32);
         double expected = 0;
         for (int i = 0; i < 32; ++i) expected += double(row[size_t(i)]) * double(x[size_t(i)]);
-        for (const Int8Kernels* table : int8_tables()) {
+        for (const auto& [table, terms] : tables_and_terms()) {
           auto panel = std::make_unique<Int8Panel>();
-          AlignedBuffer<Int8Block> rounded(1);
+          AlignedBuffer<Int8Block> rounded(2);
           table->pack(t, w.data(), info(t).block_bytes, 1, 32, *panel);
-          table->quantise(x.data(), 32, 1, 32, rounded.data());
+          table->quantise(x.data(), 32, 1, 32, terms, rounded.data());
           float y = 0;
-          table->multiply(*panel, 32, rounded.data(), 1, &y, 1, 1, false);
+          table->multiply(*panel, 32, rounded.data(), terms, 1, &y, 1, 1, false);
           EXPECT_EQ(double(y), expected) << name(t) << " " << filling;
         }
       }
@@ -148,12 +155,13 @@ TEST(Int8, ActivationsAreTheSameInEveryTable) {
   x[size_t(ldx)] = std::numeric_limits<float>::infinity();
   x[size_t(2 * ldx)] = 1e-40f;
   for (int64_t rows : {1, 4, 6}) {
-    AlignedBuffer<Int8Block> expected(3), got(3);
-    reference_int8_kernels().quantise(x.data(), ldx, rows, n, expected.data());
-    for (const Int8Kernels* table : int8_tables()) {
-      std::memset(static_cast<void*>(got.data()), 0x5a, 3 * sizeof(Int8Block));
-      table->quantise(x.data(), ldx, rows, n, got.data());
-      for (size_t b = 0; b < 3; ++b)
+    for (const auto& [table, terms] : tables_and_terms()) {
+      const size_t blocks = 3 * size_t(terms);
+      AlignedBuffer<Int8Block> expected(blocks), got(blocks);
+      reference_int8_kernels().quantise(x.data(), ldx, rows, n, terms, expected.data());
+      std::memset(static_cast<void*>(got.data()), 0x5a, blocks * sizeof(Int8Block));
+      table->quantise(x.data(), ldx, rows, n, terms, got.data());
+      for (size_t b = 0; b < blocks; ++b)
         EXPECT_EQ(std::memcmp(&got[b], &expected[b], offsetof(Int8Block, unused)), 0);
     }
   }
@@ -168,16 +176,16 @@ TEST(Int8, ProductsAreWithinTheirBound) {
           const auto w = random_rows(random, t, n * depth / info(t).block_length);
           std::vector<float> x(size_t(rows * depth)), row(static_cast<size_t>(depth));
           for (float& v : x) v = std::normal_distribution<float>()(random);
-          for (const Int8Kernels* table : int8_tables()) {
+          for (const auto& [table, terms] : tables_and_terms()) {
             auto panel = std::make_unique<Int8Panel>();
-            AlignedBuffer<Int8Block> rounded(size_t(depth / 32));
+            AlignedBuffer<Int8Block> rounded(size_t(depth / 32 * terms));
             table->pack(t, w.data(), row_bytes(t, depth), n, depth, *panel);
-            table->quantise(x.data(), depth, rows, depth, rounded.data());
+            table->quantise(x.data(), depth, rows, depth, terms, rounded.data());
             const int64_t ldy = n + 1;
             std::vector<float> y(size_t(rows * ldy), 77.0f);
-            table->multiply(*panel, depth, rounded.data(), rows, y.data(), ldy, n, false);
+            table->multiply(*panel, depth, rounded.data(), terms, rows, y.data(), ldy, n, false);
             std::vector<float> twice = y;
-            table->multiply(*panel, depth, rounded.data(), rows, twice.data(), ldy, n, true);
+            table->multiply(*panel, depth, rounded.data(), terms, rows, twice.data(), ldy, n, true);
             for (int64_t o = 0; o < n; ++o) {
               decode_row(t, w.data() + o * row_bytes(t, depth), row.data(), depth);
               for (int64_t r = 0; r < rows; ++r) {
@@ -192,15 +200,15 @@ TEST(Int8, ProductsAreWithinTheirBound) {
                     const double wi = row[size_t(i)], xi = x[size_t(r * depth + i)];
                     product += wi * xi;
                     magnitude += std::fabs(wi * xi);
-                    rounding += std::fabs(wi) * largest_x / 254;
+                    rounding += std::fabs(wi) * largest_x / 254 / (terms == 2 ? kSecondSteps : 1);
                     if (!int8_own_codes(t)) rounding += largest_w / 254 * std::fabs(xi) * 1.01;
                   }
                 }
                 const double bound = rounding * 1.001 + 1e-5 * (magnitude + rounding);
                 const double got = y[size_t(r * ldy + o)];
                 ASSERT_LE(std::fabs(got - product), bound)
-                    << name(t) << " depth " << depth << " output " << o << " of " << n << " token "
-                    << r << ": " << got << ", f64 " << product;
+                    << name(t) << " terms " << terms << " depth " << depth << " output " << o
+                    << " of " << n << " token " << r << ": " << got << ", f64 " << product;
                 ASSERT_NEAR(twice[size_t(r * ldy + o)], 2 * got, 1e-5 * (magnitude + rounding));
               }
             }
@@ -209,18 +217,41 @@ TEST(Int8, ProductsAreWithinTheirBound) {
         }
 }
 
+// Sums are whole numbers, scaled and added in one order: tables of instructions give the same bits.
+TEST(Int8, InstructionSetsGiveTheSameBits) {
+  std::mt19937 random(37);
+  const std::vector<const Int8Kernels*> tables = int8_tables();
+  for (Dtype t : int8_formats())
+    for (int terms : {1, 2}) {
+      const auto w = random_rows(random, t, 32 * 256 / info(t).block_length);
+      std::vector<float> x(6 * 256), expected;
+      for (float& v : x) v = std::normal_distribution<float>()(random);
+      for (size_t i = 1; i < tables.size(); ++i) {
+        auto panel = std::make_unique<Int8Panel>();
+        AlignedBuffer<Int8Block> rounded(size_t(8 * terms));
+        tables[i]->pack(t, w.data(), row_bytes(t, 256), 32, 256, *panel);
+        tables[i]->quantise(x.data(), 256, 6, 256, terms, rounded.data());
+        std::vector<float> y(6 * 32);
+        tables[i]->multiply(*panel, 256, rounded.data(), terms, 6, y.data(), 32, 32, false);
+        if (i == 1) expected = y;
+        EXPECT_EQ(std::memcmp(y.data(), expected.data(), y.size() * sizeof(float)), 0)
+            << name(t) << " terms " << terms;
+      }
+    }
+}
+
 TEST(Int8, InfiniteActivationsGiveNanForTheirTokenAlone) {
   std::mt19937 random(35);
   std::vector<float> x(64, 1.0f);
   x[40] = std::numeric_limits<float>::infinity();
   const auto w = random_rows(random, Dtype::Q4_0, 1);
-  for (const Int8Kernels* table : int8_tables()) {
+  for (const auto& [table, terms] : tables_and_terms()) {
     auto panel = std::make_unique<Int8Panel>();
-    AlignedBuffer<Int8Block> rounded(1);
+    AlignedBuffer<Int8Block> rounded(2);
     table->pack(Dtype::Q4_0, w.data(), 18, 1, 32, *panel);
-    table->quantise(x.data(), 32, 2, 32, rounded.data());
+    table->quantise(x.data(), 32, 2, 32, terms, rounded.data());
     float y[2];
-    table->multiply(*panel, 32, rounded.data(), 2, y, 1, 1, false);
+    table->multiply(*panel, 32, rounded.data(), terms, 2, y, 1, 1, false);
     EXPECT_TRUE(std::isfinite(y[0]));
     EXPECT_TRUE(std::isnan(y[1]));
   }

@@ -111,6 +111,36 @@ TEST(Forward, FastPathIsNearTheExactOne) {
   }
 }
 
+TEST(Forward, FineWeightsTakeActivationsInTwoTerms) {
+  ThreadPool pool(2);
+  const Runtime rt{select_kernels(), pool};
+  const Model wide = made_wide();
+  EXPECT_FALSE(fine_weights(wide));  // none is quantised
+  Model mixed = in_format(wide, Dtype::Q4_K);
+  const Model finer = in_format(wide, Dtype::Q6_K);
+  for (size_t i = 0; i < mixed.steps.size(); ++i)
+    if (auto* mlp = std::get_if<Mlp>(&mixed.steps[i].sites.back().what))
+      mlp->down = std::get<Mlp>(finer.steps[i].sites.back().what).down;
+  EXPECT_FALSE(fine_weights(mixed));
+  // Six tokens go the way of batches, single ones that of dot products.
+  const std::vector<int32_t> ids{3, 1, 4, 1, 5, 9};
+  const ForwardOptions fast{.path = Path::fast, .tap = {}};
+  for (const auto& [dtype, fine] : {std::pair{Dtype::Q4_0, false}, std::pair{Dtype::Q5_K, false},
+                                    std::pair{Dtype::Q6_K, true}, std::pair{Dtype::Q8_0, true}}) {
+    const Model model = in_format(wide, dtype);
+    EXPECT_EQ(fine_weights(model), fine) << name(dtype);
+    for (size_t n : {size_t{1}, ids.size()}) {
+      const auto some = std::span(ids).first(n);
+      const double distance =
+          relative_rms(all_logits(rt, model, some, fast), all_logits(rt, model, some));
+      if (fine)
+        EXPECT_LT(distance, 5e-4) << name(dtype) << " n=" << n;
+      else
+        EXPECT_GT(distance, 1e-2) << name(dtype) << " n=" << n;
+    }
+  }
+}
+
 TEST(Forward, Bf16IsNearTheExactPathAndTheSameEverywhere) {
   ThreadPool one(1), three(3);
   for (const auto& name : kTinyModels) {

@@ -92,6 +92,45 @@ TEST(Linear, FastIsNearTheExactPathAndTheSameForAnyThreads) {
     }
 }
 
+TEST(Linear, TwoTermsAreFarNearerToTheExactPath) {
+  ThreadPool one(1), three(3);
+  const int64_t cols = 768;
+  for (Dtype t : {Dtype::Q8_0, Dtype::Q6_K, Dtype::Q4_1})
+    for (int64_t n : {1, 2, 3, 37}) {
+      const LinearMap map = random_map(t, 70, cols, 41),
+                      plain = random_map(Dtype::F16, 33, cols, 42);
+      std::mt19937 random(45);
+      MatrixBuffer x(n, cols), exact(n, 70), y(n, 70), near(n, 70), again(n, 70);
+      MatrixBuffer z(n, 33), z_near(n, 33), z_again(n, 33);
+      for (int64_t i = 0; i < n * cols; ++i)
+        x.data()[i] = std::normal_distribution<float>()(random);
+      auto distance = [&](const MatrixBuffer& m) {
+        double error = 0;
+        for (int64_t i = 0; i < n * 70; ++i)
+          error += std::pow(double(m.data()[i]) - double(exact.data()[i]), 2);
+        return std::sqrt(error);
+      };
+      for (const Kernels* table : available_kernels()) {
+        const Runtime rt{*table, three}, alone{*table, one};
+        const MapOutput both[] = {{map, y}, {plain, z}},
+                        both_near[] = {{map, near}, {plain, z_near}};
+        const MapOutput both_again[] = {{map, again}, {plain, z_again}};
+        matmul(rt, Path::exact, x, map, exact);
+        matmul_shared(rt, Path::fast, x, both);
+        matmul_shared(rt, Path::fast, x, both_near, {.two_terms = true});
+        matmul_shared(alone, Path::fast, x, both_again, {.two_terms = true});
+        if (int8_kernels(*table)) {
+          EXPECT_GT(distance(y), 0);
+        }
+        // A 128th of the rounding is left, and that of f32 sums.
+        EXPECT_LE(30 * distance(near), distance(y)) << table->name << " " << name(t) << " n=" << n;
+        EXPECT_EQ(std::memcmp(near.data(), again.data(), size_t(n * 70) * 4), 0)
+            << table->name << " " << name(t) << " n=" << n;
+        EXPECT_EQ(std::memcmp(z.data(), z_near.data(), size_t(n * 33) * 4), 0) << table->name;
+      }
+    }
+}
+
 TEST(Linear, LikeSingleGivesEveryTokenWhatItGetsAlone) {
   ThreadPool three(3);
   const int64_t cols = 768, n = 11;
@@ -106,14 +145,17 @@ TEST(Linear, LikeSingleGivesEveryTokenWhatItGetsAlone) {
     MatrixBuffer x(n, cols), y(n, 451), z(n, 33), y1(1, 451), z1(1, 33);
     for (int64_t i = 0; i < n * cols; ++i) x.data()[i] = std::normal_distribution<float>()(random);
     for (const Kernels* table : available_kernels())
-      for (Path path : {Path::fast, Path::exact, Path::bf16}) {
+      for (const auto& [path, two_terms] :
+           {std::pair{Path::fast, false}, std::pair{Path::fast, true},
+            std::pair{Path::exact, false}, std::pair{Path::bf16, false}}) {
         if (path == Path::exact && table->name != select_kernels().name) continue;
         const Runtime rt{*table, three};
         const MapOutput both[] = {{first, y}, {second, z}};
-        matmul_shared(rt, path, x, both, true);
+        matmul_shared(rt, path, x, both, {.like_single = true, .two_terms = two_terms});
         for (int64_t token = 0; token < n; ++token) {
           const MapOutput alone[] = {{first, y1}, {second, z1}};
-          matmul_shared(rt, path, x.view().slice_rows(token, token + 1), alone);
+          matmul_shared(rt, path, x.view().slice_rows(token, token + 1), alone,
+                        {.two_terms = two_terms});
           EXPECT_EQ(std::memcmp(y.row(token), y1.data(), 451 * 4), 0)
               << table->name << " " << name(t) << " token " << token;
           EXPECT_EQ(std::memcmp(z.row(token), z1.data(), 33 * 4), 0) << table->name << name(t);
