@@ -4,6 +4,7 @@
 
 #include <array>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -67,9 +68,12 @@ double tokens_a_second(const std::string& output) {
   if (list.is_object()) list = nlohmann::json::array({list});
   if (!list.is_array()) return 0;
   double rate = 0;
-  for (const auto& one : list)
-    if (one.is_object() && one.contains("avg_ts") && one["avg_ts"].is_number())
-      rate = one["avg_ts"].get<double>();
+  for (const auto& one : list) {
+    if (!one.is_object() || !one.contains("avg_ts")) continue;
+    rate = one["avg_ts"].is_number() ? one["avg_ts"].get<double>() : 0;
+    if (!(rate > 0) || !std::isfinite(rate))
+      throw_error("--against: avg_ts: expected tokens a second, found {}", one["avg_ts"].dump());
+  }
   return rate;
 }
 

@@ -14,7 +14,8 @@ std::string fill_command(const std::string& command, const SpeedTask& task, int 
 void check_command(const std::string& command);
 
 // Tokens a second from what a program printed: the member "avg_ts" of the last object of a JSON
-// array that has one (as llama-bench prints with -o json); 0 where there is none.
+// array that has one (as llama-bench prints with -o json); 0 where there is none. Throws Error
+// where it is no number above zero.
 double tokens_a_second(const std::string& output);
 
 struct OtherRun {

@@ -290,7 +290,7 @@ void show(Context& context, const Options& o, const Result& r) {
       show_ratio(row.ratio_to(row.firsts));
     }
     if (!row.others.empty()) {
-      cells.push_back(rate_text(spread_of(row.others)));
+      cells.push_back(rate_text(spread_of(row.others)) + (row.whole_process ? "*" : ""));
       show_ratio(row.ratio_to(row.others));
       whole_process |= row.whole_process;
     }
@@ -303,7 +303,7 @@ void show(Context& context, const Options& o, const Result& r) {
     context.note(
         "above 100 %: the weights stay in the processor's caches, and the bound is main memory's");
   if (whole_process)
-    context.note("the other program printed no rate: its tokens are divided by its whole run");
+    context.note("* the other program printed no rate: its tokens are divided by its whole run");
 }
 
 int run(Context& context, const Options& o) {
@@ -353,6 +353,9 @@ Run add(CLI::App& app) {
                  "A shell command that does the same work, run after each run of ours; {threads}, "
                  "{prompt}, {decode} and {depth} are filled in. Its rate is the member avg_ts of "
                  "the JSON that it prints, else its tokens over its whole run")
+      ->check([](const std::string& command) {
+        return std::string(command.empty() ? "the command is empty" : "");
+      })
       ->type_name("COMMAND");
   return [o](Context& context) { return run(context, *o); };
 }

@@ -250,17 +250,17 @@ bool is_part_of(const std::filesystem::path& output, const std::filesystem::path
 
 void check_output(const std::filesystem::path& output, const std::filesystem::path& input,
                   bool force) {
-  if (output.empty()) throw_error("-o: the name of the output is empty");
+  if (output.empty()) throw_error("the name of an output is empty");
   std::error_code none;
   if (std::filesystem::equivalent(output, input, none))
-    throw_error("{}: is the input; name another file with -o", output.string());
+    throw_error("{}: is the input; name another file", output.string());
   if (std::filesystem::is_symlink(std::filesystem::symlink_status(output, none)))
     throw_error("{}: is a symbolic link; name the file itself", output.string());
   if (std::filesystem::exists(output, none)) {
     if (is_part_of(output, input))
-      throw_error("{}: is part of the input; name another file with -o", output.string());
+      throw_error("{}: is part of the input; name another file", output.string());
     if (!std::filesystem::is_regular_file(output, none))
-      throw_error("{}: is no regular file; name another with -o", output.string());
+      throw_error("{}: is no regular file; name another", output.string());
     if (!force) throw_error("{}: exists; overwrite it with --force", output.string());
   }
   auto folder = output.parent_path().empty() ? std::filesystem::path(".") : output.parent_path();

@@ -79,6 +79,8 @@ TEST(Bench, ReadsTheOtherRate) {
   const OtherRun rate = run_other("echo '[{\"avg_ts\": 12.5}]'", {Phase::decode, 8, 0}, 1);
   EXPECT_EQ(rate.tokens_a_second, 12.5);
   EXPECT_FALSE(rate.whole_process);
+  for (const char* no_rate : {"\"fast\"", "0", "-3", "null"})
+    EXPECT_THROW(tokens_a_second(std::string("[{\"avg_ts\": ") + no_rate + "}]"), Error) << no_rate;
   EXPECT_TRUE(run_other("true", {Phase::decode, 8, 0}, 1).whole_process);
   EXPECT_THROW(run_other("exit 3", {Phase::decode, 8, 0}, 1), Error);
 }
