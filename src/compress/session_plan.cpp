@@ -33,6 +33,23 @@ int64_t elements(const Tensor& t) {
 int64_t padded(int64_t bytes) {
   return static_cast<int64_t>(round_up(uint64_t(bytes), 32));
 }
+
+struct LossOf {
+  double loss;
+  std::pair<size_t, size_t> place;  // candidate, option
+};
+
+PlaceOptions largest_first(std::vector<LossOf> found) {
+  std::stable_sort(found.begin(), found.end(),
+                   [](const LossOf& a, const LossOf& b) { return a.loss > b.loss; });
+  PlaceOptions places;
+  for (const LossOf& f : found) places.push_back(f.place);
+  return places;
+}
+
+bool contains(const PlaceOptions& places, const std::pair<size_t, size_t>& place) {
+  return std::find(places.begin(), places.end(), place) != places.end();
+}
 }  // namespace
 
 // The bytes of all that can be chosen; losses are zero. `as_it_is`: what the source's own formats
@@ -117,31 +134,25 @@ void Session::correct(Problem& problem) {
 }
 
 void Session::sample_largest(Problem& problem) {
-  struct Large {
-    double loss = 0;
-    size_t candidate = 0, option = 0;
-  };
   for (int64_t left = settings_.n_measured; left > 0;) {
     // The largest of each place: the place's other formats follow it.
-    std::vector<Large> found;
+    std::vector<LossOf> found;
     for (size_t i = 0; i < problem.places.size(); ++i) {
       if (candidates_->all[i].key != candidates_->all[i].tensor) continue;
-      Large largest;
+      LossOf largest{kMuch, {}};
       for (size_t o = 1; o < problem.places[i].options.size(); ++o)
         if (const double loss = problem.places[i].options[o].loss;
-            loss > std::max(kMuch, largest.loss) &&
-            std::find(checked_.begin(), checked_.end(), std::pair(i, o)) == checked_.end())
-          largest = {loss, i, o};
-      if (largest.loss > 0) found.push_back(largest);
+            loss > largest.loss && !contains(checked_, {i, o}))
+          largest = {loss, {i, o}};
+      if (largest.loss > kMuch) found.push_back(largest);
     }
     if (found.empty()) return;
-    std::stable_sort(found.begin(), found.end(),
-                     [](const Large& a, const Large& b) { return a.loss > b.loss; });
-    found.resize(std::min(found.size(), static_cast<size_t>(left)));
-    for (const Large& f : found) checked_.emplace_back(f.candidate, f.option);
+    PlaceOptions places = largest_first(std::move(found));
+    places.resize(std::min(places.size(), static_cast<size_t>(left)));
+    checked_.insert(checked_.end(), places.begin(), places.end());
     sampled_ = checked_;
     correct(problem);
-    left -= std::ssize(found);
+    left -= std::ssize(places);
   }
 }
 
@@ -179,22 +190,17 @@ bool Session::measure_roles(const Plan& plan) {
 // more, or would but for a correction that other layers taught, the largest first. A plan picks
 // what seems cheap, and so, of many estimates, those that err low.
 PlaceOptions Session::doubtful(const Solution& solution) const {
-  std::vector<std::pair<double, std::pair<size_t, size_t>>> found;
+  std::vector<LossOf> found;
   for (size_t i = 0; i < solution.option.size(); ++i) {
     if (solution.option[i] < 1) continue;  // not written, or kept
     const auto o = static_cast<size_t>(solution.option[i]);
     const Candidate& c = candidates_->all[i];
     const double loss = std::max(losses_[i][o] * text_factor_, problem_->places[i].options[o].loss);
     // A tensor shared by a plan alone has no place of its own.
-    if (loss < 0.01 * solution.loss || c.key != c.tensor ||
-        std::find(checked_.begin(), checked_.end(), std::pair(i, o)) != checked_.end())
-      continue;
+    if (loss < 0.01 * solution.loss || c.key != c.tensor || contains(checked_, {i, o})) continue;
     found.push_back({loss, {i, o}});
   }
-  std::sort(found.begin(), found.end(), std::greater<>());
-  PlaceOptions places;
-  for (const auto& [loss, place] : found) places.push_back(place);
-  return places;
+  return largest_first(std::move(found));
 }
 
 int64_t Session::n_weights() const {

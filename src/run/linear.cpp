@@ -167,15 +167,23 @@ bool rounds(const Runtime& rt, Path path) {
 
 }  // namespace
 
+// Asked at every token, hence without a list of maps.
 bool fine_weights(const Model& model) {
   double bytes = 0, weights = 0;
-  for (const LinearMap* map : linear_maps(model)) {
-    const Weight& w = map->weight;
-    const bool multiplies = map != &model.embedding || !model.head;
-    if (!multiplies || info(w.dtype).block_length == 1) continue;
+  auto add = [&](const LinearMap& map) {
+    const Weight& w = map.weight;
+    if (info(w.dtype).block_length == 1) return;
     bytes += static_cast<double>(w.bytes());
     weights += static_cast<double>(w.rows) * static_cast<double>(w.cols);
-  }
+  };
+  for (const Step& step : model.steps)
+    for (const Site& site : step.sites) {
+      if (const auto* a = std::get_if<Attention>(&site.what))
+        for (const LinearMap* map : {&a->q, &a->k, &a->v, &a->o}) add(*map);
+      if (const auto* f = std::get_if<Mlp>(&site.what))
+        for (const LinearMap* map : {&f->gate, &f->up, &f->down}) add(*map);
+    }
+  add(model.head_map());
   return 8 * bytes > 6.25 * weights;
 }
 
