@@ -127,8 +127,8 @@ int run(Context& context, const Options& options) {
   }
   context.print(fmt::format("{}: {} bytes\n", printable(options.output.string()), grouped(bytes)));
   if (edits.places > 0)
-    context.print(fmt::format("{} {} not in the format planned", edits.places,
-                              edits.places == 1 ? "place is" : "places are"));
+    context.print(fmt::format("{} {} edited by hand", edits.places,
+                              edits.places == 1 ? "place was" : "places were"));
   else if (edits.predicted_again > 0)
     context.print("other losses are known now than the plan states");
   if (edits.predicted_again > 0)

@@ -107,10 +107,16 @@ void write_hf_folder(const std::filesystem::path& folder, const TensorFile& file
                                 name->change == HfChange::permute_k ? n_kv_heads : n_heads));
   }
   nlohmann::ordered_json config = make_hf_config(*family, file, dtype);
-  std::filesystem::create_directories(folder);
-  write_hf_tokenizer(folder, file, config);
-  write_safetensors(folder / "model.safetensors", {{"format", "pt"}}, tensors);
-  write_json(folder / "config.json", config);
+  const bool made = std::filesystem::create_directories(folder);
+  try {
+    write_hf_tokenizer(folder, file, config);
+    write_safetensors(folder / "model.safetensors", {{"format", "pt"}}, tensors);
+    write_json(folder / "config.json", config);
+  } catch (...) {
+    std::error_code not_empty;
+    if (made) std::filesystem::remove(folder, not_empty);
+    throw;
+  }
 }
 
 }  // namespace mt

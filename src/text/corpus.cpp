@@ -119,10 +119,12 @@ TextSource parse_text_source(const std::string& argument) {
   const std::string number = argument.substr(colon + 1);
   double weight = 0;
   const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), weight);
-  if (error != std::errc() || end != number.data() + number.size() || !std::isfinite(weight) ||
-      weight <= 0)
-    throw_error("text '{}': expected FILE or FILE:WEIGHT with a positive weight, found '{}'",
-                argument, number);
+  // Beyond that no text is long enough to hold its share.
+  if (error != std::errc() || end != number.data() + number.size() ||
+      !(weight >= 1e-3 && weight <= 1e3))
+    throw_error(
+        "text '{}': expected FILE or FILE:WEIGHT with a weight of 0.001 to 1000, found '{}'",
+        argument, number);
   return {argument.substr(0, colon), weight};
 }
 

@@ -222,7 +222,7 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   const auto goal = [&] { return read_gguf(folder / "out.gguf").need_string("microtome.goal"); };
   EXPECT_EQ(goal(), "--size 80kB, edited by hand");
   // It was predicted again, from the measurements: what a plan of this format alone would lose.
-  EXPECT_SAYS(r.out, "1 place is not in the format planned: predicted again");
+  EXPECT_SAYS(r.out, "1 place was edited by hand: predicted again");
   const auto predicted = [&] {
     return read_gguf(folder / "out.gguf").get_float("microtome.kl.predicted");
   };
