@@ -13,6 +13,7 @@ import argparse
 import json
 import pathlib
 import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -53,11 +54,12 @@ def main():
     a.add_argument("--type", default="IQ4_NL")
     a.add_argument("--windows", type=int, default=16)
     a.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("out/ablation"))
-    a.add_argument("options", nargs="*", help="of plan and cut, after --")
-    o = a.parse_args()
+    # After a positional, argparse takes no second list of them.
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    o = a.parse_args(sys.argv[1:split])
     folder = o.folder
     folder.mkdir(parents=True, exist_ok=True)
-    common = ["--db", o.db, *o.options]
+    common = ["--db", o.db, *sys.argv[split + 1:]]
     importance, none = folder / "importance.gguf", folder / "none.gguf"
     microtome("profile", o.model, *common, "--imatrix", importance, "--force", "--json")
     flat(importance, none)
