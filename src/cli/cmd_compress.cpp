@@ -106,6 +106,9 @@ int run(Context& context, const Options& options) {
   }
   context.suggest(
       fmt::format("microtome generate {} -p '...'", shell_word(options.output.string())));
+  context.suggest(fmt::format("microtome eval {} --against {} --text YOUR_TEXT.txt",
+                              shell_word(options.output.string()),
+                              shell_word(settings.model.string())));
   return exit_done;
 }
 

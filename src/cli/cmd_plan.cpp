@@ -39,6 +39,10 @@ void show_frontier(Context& context, Session& session, int points) {
                   folded(context, fmt::format("{} sizes, not {}: at the others no plan loses "
                                               "less than that of a smaller file",
                                               curve.size(), points)));
+  context.print("\n" + folded(context,
+                              "Sums of what places lose one by one, to compare sizes with each "
+                              "other; a plan for one size measures what it rests on, and the "
+                              "whole: what it states may be half as much or twice."));
 }
 
 int run(Context& context, const Options& options) {

@@ -159,11 +159,11 @@ void refine_and_prove(Session& session, Result& result) {
   const Comparison before = session.prove(result.cut);
   if (r.by_layer) result.notes.push_back(how_by_layer(r));
   const std::string found = fmt::format(
-      "{} steps on {} scales, {} norm gains and {} codes: mean KL {:.4g} before and {:.4g} after, "
+      "{} {} on {} scales, {} norm gains and {} codes: mean KL {:.4g} before and {:.4g} after, "
       "on the text of the proof; on its own text {:.4g} over the first tenth of the steps, {:.4g} "
       "over the last",
-      r.losses.size(), r.n_scales, r.n_norms, r.n_codes, before.kl_mean.value,
-      result.proof.kl_mean.value, r.first_loss(), r.last_loss());
+      r.losses.size(), r.losses.size() == 1 ? "step" : "steps", r.n_scales, r.n_norms, r.n_codes,
+      before.kl_mean.value, result.proof.kl_mean.value, r.first_loss(), r.last_loss());
   if (result.proof.kl_mean.value <= before.kl_mean.value) {
     result.notes.push_back("refined: " + found);
     return;

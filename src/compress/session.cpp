@@ -222,7 +222,10 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.plan_sha256 = plan.decisions.empty() ? kNoHash : sha256_hex(to_json(plan));
   if (settings_.imatrix.empty()) {
     r.calibration = calibration_name(settings_);
-    r.calibration_sha256 = calibration_ ? calibration_->sha256 : kNoHash;
+    // Of text that the model wrote the session's hash is of how it was asked for.
+    r.calibration_sha256 = !calibration_             ? kNoHash
+                           : settings_.texts.empty() ? hash_of(calibration_->windows)
+                                                     : calibration_->sha256;
   } else {  // no text is read or sampled for it
     r.calibration = name_of_file(settings_.imatrix);
     r.calibration_sha256 = mt::model_sha256(settings_.imatrix);
@@ -276,6 +279,17 @@ int64_t Session::exact_bytes(const Plan& plan) {
   proof.corpus_sha256 = kNoHash;
   proof.n_windows = calibration_ ? std::ssize(calibration_->proof) : n_proof_windows(settings_);
   return bytes_with(plan, receipt(plan, &proof));
+}
+
+int64_t Session::largest_bytes_as_it_is() {
+  Comparison proof;
+  proof.corpus = proof_name();
+  proof.corpus_sha256 = kNoHash;
+  Receipt fullest = receipt({}, &proof);
+  fullest.intervals_hold = true;
+  fullest.feedback = Feedback::independent;
+  fullest.refine_steps = 1;
+  return bytes_with({}, fullest);
 }
 
 void Session::write(const std::filesystem::path& path, const Model& cut, const Plan& plan,

@@ -98,6 +98,9 @@ class Session {
   Comparison aim(const Model& cut);
   // Bytes of the file that write() makes of this plan and a proof; without one it is smaller.
   int64_t exact_bytes(const Plan& plan);
+  // Bytes of the source with the longest receipt, whatever the settings: `plan`, `compress` and
+  // `cut` must decide alike, and none may write more than was asked for.
+  int64_t largest_bytes_as_it_is();
   // What biases would add to that file if the plan kept no map; an empty plan keeps all.
   int64_t unwritten_bias_bytes(const Plan& plan) const;
   // replace: over a file that is there; without it Error is thrown where one is.

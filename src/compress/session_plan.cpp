@@ -110,7 +110,7 @@ const Problem& Session::problem() {
     losses_.push_back(std::move(losses));
     progress.advance(c.dtypes.size());
   }
-  Problem p = unmeasured(*candidates_, exact_bytes({}));
+  Problem p = unmeasured(*candidates_, largest_bytes_as_it_is());
   sampled_ = checked_ = sampled_places(*candidates_, losses_, settings_.n_measured);
   text_factor_ =
       text_factor(rt_, *model_, calibration_->windows, *candidates_, losses_, sampled_, *db_);
@@ -247,7 +247,7 @@ int64_t Session::source_bytes() const {
 
 std::vector<FrontierPoint> Session::frontier(int points) {
   std::vector<FrontierPoint> curve;
-  const int64_t metadata = metadata_bytes(exact_bytes({}));
+  const int64_t metadata = metadata_bytes(largest_bytes_as_it_is());
   for (const Solution& s : mt::frontier(problem(), points, {}, source_bytes()))
     curve.push_back({.bytes = s.bytes,
                      .bits_per_weight = 8.0 * double(s.bytes - metadata) / double(n_weights()),
@@ -292,7 +292,7 @@ std::string Session::misfits(const Plan& plan, Dtype dtype) const {
 }
 
 std::optional<int64_t> Session::budget(const Goal& goal) {
-  return budget(goal, goal.bits_per_weight ? metadata_bytes(exact_bytes({})) : 0);
+  return budget(goal, goal.bits_per_weight ? metadata_bytes(largest_bytes_as_it_is()) : 0);
 }
 
 std::optional<int64_t> Session::budget(const Goal& goal, int64_t metadata) const {
@@ -319,7 +319,7 @@ std::string Session::hint(const Goal& goal, int64_t fewest, int64_t metadata) co
 }
 
 void Session::check_reachable(const Goal& goal) {
-  const int64_t as_it_is = exact_bytes({});
+  const int64_t as_it_is = largest_bytes_as_it_is();
   const int64_t metadata = metadata_bytes(as_it_is);
   const auto bytes = budget(goal, metadata);
   if (!bytes) return;
@@ -335,7 +335,7 @@ Plan Session::plan(const Goal& goal, double correction) {
                 name(*goal.uniform));
   if (!problem_) check_reachable(goal);
   const Problem& p = problem();
-  const int64_t metadata = metadata_bytes(exact_bytes({}));
+  const int64_t metadata = metadata_bytes(largest_bytes_as_it_is());
   SolveSettings settings;
   settings.hint = hint(goal, fewest_bytes(p), metadata);
   auto solve = [&] {

@@ -143,6 +143,24 @@ TEST_F(SessionTest, PlansStayInTheirBudgetAndTheFileHasExactlyThePlannedBytes) {
   }
 }
 
+TEST_F(SessionTest, BudgetsHoldToTheByteWithFeedbackAndRefinement) {
+  SessionSettings plain = small(tiny(kTinyModels[0])), full = plain;
+  full.feedback = Feedback::independent;
+  full.refine_steps = 1;
+  Session session(rt, full), planner(rt, plain);
+  const auto whole = int64_t(std::filesystem::file_size(plain.model));
+  for (int64_t budget = whole / 2; budget < whole / 2 + 1000; budget += 37) {
+    SCOPED_TRACE(budget);
+    const Plan plan = session.plan(size_goal(budget));
+    EXPECT_LE(plan.predicted_bytes, budget);
+    // A plan made without them is the same, and leaves room for them.
+    Plan apart = planner.plan(size_goal(budget));
+    EXPECT_LE(session.exact_bytes(apart), budget);
+    apart.predicted_bytes = plan.predicted_bytes;
+    EXPECT_EQ(to_json(apart), to_json(plan));
+  }
+}
+
 TEST_F(SessionTest, BiasesAreCountedToTheByte) {
   for (const auto& name : kTinyModels) {
     SessionSettings settings = small(tiny(name));
