@@ -354,7 +354,8 @@ Run add(CLI::App& app) {
                  "{prompt}, {decode} and {depth} are filled in. Its rate is the member avg_ts of "
                  "the JSON that it prints, else its tokens over its whole run")
       ->check([](const std::string& command) {
-        return std::string(command.empty() ? "the command is empty" : "");
+        return std::string(
+            command.find_first_not_of(" \t\n") == std::string::npos ? "the command is empty" : "");
       })
       ->type_name("COMMAND");
   return [o](Context& context) { return run(context, *o); };

@@ -61,7 +61,6 @@ int run(Context& context, const Options& options) {
       carry_out(session, goal, [&](const std::string& note) { context.note(note); });
   check_output(options.output, settings.model, options.force);  // hours may have passed
   session.write(options.output, refined, plan, proof, options.force);
-  if (!options.plan.empty()) write_text(options.plan, to_json(plan));
 
   Report report = session.report(plan, refined, proof);
   report.output = options.output.string();
@@ -92,9 +91,10 @@ int run(Context& context, const Options& options) {
         terminal_report(report, {.width = context.out.is_terminal ? context.out.width() : 100,
                                  .colour = context.out.colour,
                                  .max_places = 12}));
-  // After the report: what was measured is to be seen even where the page finds no room.
+  // After the report: what was measured is to be seen even where these find no room.
+  context.flush();
+  if (!options.plan.empty()) write_text(options.plan, to_json(plan), options.force);
   if (!options.no_page) {
-    context.flush();
     check_output(page, settings.model, options.force);
     write_text(page, html_page(report), options.force);
     if (!context.json) context.print("page: " + printable(page.string()) + "\n");

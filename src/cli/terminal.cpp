@@ -76,6 +76,10 @@ std::string wrapped(std::string_view first, std::string_view text, int64_t width
     line.assign(static_cast<size_t>(indent), ' ');
     fresh = true;
   };
+  if (width > 0) {  // room for a word, however narrow
+    indent = std::min(indent, width / 2);
+    if (!text.empty() && columns(line) >= width) next_line();
+  }
   while (!text.empty()) {
     std::string_view word = text.substr(0, text.find(' '));
     text.remove_prefix(std::min(text.size(), word.size() + 1));

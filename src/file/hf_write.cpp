@@ -113,8 +113,8 @@ void write_hf_folder(const std::filesystem::path& folder, const TensorFile& file
     write_safetensors(folder / "model.safetensors", {{"format", "pt"}}, tensors);
     write_json(folder / "config.json", config);
   } catch (...) {
-    std::error_code not_empty;
-    if (made) std::filesystem::remove(folder, not_empty);
+    std::error_code ignored;
+    if (made) std::filesystem::remove_all(folder, ignored);
     throw;
   }
 }

@@ -3,6 +3,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "file/names.h"
 #include "report/assets.h"
 #include "report/report_json.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 std::string escaped(std::string_view text) {
   std::string out;
+  const bool readable = is_utf8(text);
   for (const char c : text) {
     switch (c) {
       case '<':
@@ -29,7 +31,7 @@ std::string escaped(std::string_view text) {
         out += "?";
         break;
       default:
-        out += c;
+        out += readable || static_cast<unsigned char>(c) < 0x80 ? c : '?';
     }
   }
   return out;

@@ -104,6 +104,17 @@ TEST(Inspect, FitsTheTerminal) {
   }
 }
 
+TEST(Help, FitsTerminalsHoweverNarrow) {
+  for (int width : {20, 24, 27, 28, 60}) {
+    const Outcome r = run_in_terminal({"compress", "--help"}, width);
+    EXPECT_EQ(r.code, 0) << width;
+    EXPECT_NE(r.out.find("--size"), std::string::npos);
+  }
+  EXPECT_EQ(cli::wrapped("      --much-too-long  ", "a word", 8, 20),
+            "      --much-too-long\n    a\n    word\n");
+  EXPECT_EQ(cli::wrapped("", "ab c", 1, 4), "a\nb\nc\n");
+}
+
 TEST(Eval, FewWindowsGiveNoIntervals) {
   TemporaryFile text(some_text(60));
   for (const char* n : {"4", "5"}) {

@@ -125,6 +125,12 @@ TEST_F(CompressProgram, TextOfTheUsersOwn) {
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
 }
 
+TEST_F(CompressProgram, ADatabaseHasAName) {
+  const auto r = run_program({"plan", model, "--size", "75kB", "--db", ""});
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "--db: the name is empty");
+}
+
 TEST_F(CompressProgram, ASearchTakesATimeAndAGoalInBytes) {
   for (const char* time : {"1x", "-1", "nan", "1e9h", "", "s"}) {
     const auto r = run_program(small({"plan", model, "--size", "65kB", "--search-time", time}));
