@@ -127,14 +127,36 @@ class Search {
   std::vector<Trial> trials_;
 };
 
-void finish(Session& session, Result& result) {
+// Both ways, where the session has error feedback; the one that loses less on the windows set aside
+// is left in the result.
+void cut_with_or_without_feedback(Session& session, Result& result) {
+  const bool all_kept = std::all_of(result.plan.decisions.begin(), result.plan.decisions.end(),
+                                    [](const Decision& d) { return d.chosen.keep; });
+  if (all_kept || session.settings().feedback == Feedback::none) {
+    result.cut = session.cut(result.plan);
+    return;
+  }
+  // First what the plan's own measurements may have left at hand.
+  result.cut = session.cut(result.plan, Feedback::none);
+  const double without = session.prove(result.cut).kl_mean.value;
+  result.cut = {};
   result.cut = session.cut(result.plan);
-  refine_and_prove(session, result);
+  const double with = session.prove(result.cut).kl_mean.value;
+  const bool helps = with <= without;
+  result.notes.push_back(fmt::format(
+      "{}: mean KL {:.4g} without and {:.4g} with, on the text of the proof",
+      helps ? "error feedback" : "error feedback did not help and is left out", without, with));
+  if (helps) return;
+  session.stop_feedback();
+  result.plan.predicted_bytes = session.exact_bytes(result.plan);
+  result.cut = {};
+  result.cut = session.cut(result.plan);
 }
 
-}  // namespace
-
-namespace {
+void finish(Session& session, Result& result) {
+  cut_with_or_without_feedback(session, result);
+  refine_and_prove(session, result);
+}
 
 std::string how_by_layer(const Refined& r) {
   const std::string why =

@@ -87,8 +87,8 @@ Imatrix Session::imatrix() {
   return m;
 }
 
-Model Session::cut(const Plan& plan) {
-  Model cut = rounded(plan);
+Model Session::cut(const Plan& plan, Feedback feedback) {
+  Model cut = rounded(plan, feedback);
   if (!settings_.biases) return cut;
   if (!means_) means_ = input_means(rt_, *model_, calibration().windows);
   correct_biases(rt_, *model_, *means_, cut);

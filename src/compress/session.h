@@ -83,7 +83,8 @@ class Session {
   };
   Edits follow_edits(Plan& plan);
   // Tensors that the cut before this one had in the same format are not made again.
-  Model cut(const Plan& plan);
+  Model cut(const Plan& plan) { return cut(plan, settings_.feedback); }
+  Model cut(const Plan& plan, Feedback feedback);
   // The same before biases are set.
   Model rounded(const Plan& plan);
   // The cut of the plan refined (cut/refine.h), settings.refine_steps steps long, on text that the
@@ -92,6 +93,8 @@ class Session {
   Refined refine(const Plan& plan, const Model& cut);
   // No refinement from here on: it did not help.
   void stop_refining() { settings_.refine_steps = 0; }
+  // Nor error feedback.
+  void stop_feedback() { settings_.feedback = Feedback::none; }
   // On the windows set aside. Window by window in the database, under the hash of the weights.
   Comparison prove(const Model& cut);
   // The same on the windows that a plan for a KL is made against: they prove nothing.

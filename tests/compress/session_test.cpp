@@ -415,6 +415,32 @@ TEST_F(SessionTest, RefinementThatDoesNotHelpIsLeftOut) {
   EXPECT_GT(left_out, 0);
 }
 
+TEST_F(SessionTest, FeedbackThatDoesNotHelpIsLeftOut) {
+  auto settings = small(tiny("tiny_llama"));
+  settings.feedback = Feedback::independent;
+  settings.n_windows = 1;  // of few tokens: now and then what they say does not hold
+  settings.n_ctx = 8;
+  const auto silent = [](const std::string&) {};
+  int helped = 0, left_out = 0;
+  for (double share : {0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25, 0.2}) {
+    Session session(rt, settings);
+    const auto bytes = int64_t(share * double(std::filesystem::file_size(settings.model)));
+    const Result r = carry_out(session, size_goal(bytes), silent);
+    const double with = session.prove(session.cut(r.plan, Feedback::independent)).kl_mean.value;
+    const double without = session.prove(session.cut(r.plan, Feedback::none)).kl_mean.value;
+    EXPECT_EQ(r.proof.kl_mean.value, std::min(with, without)) << share;
+    ASSERT_FALSE(r.notes.empty());
+    const bool out = r.notes.back().starts_with("error feedback did not help");
+    EXPECT_EQ(out, with > without);
+    (out ? left_out : helped) += 1;
+    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
+    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
+    EXPECT_EQ(read_gguf(folder / "out.gguf").find_meta("microtome.feedback") == nullptr, out);
+  }
+  EXPECT_GT(helped, 0);
+  EXPECT_GT(left_out, 0);
+}
+
 TEST_F(SessionTest, RefinementLayerByLayerIsSaidAndWritten) {
   auto settings = small(tiny("tiny_llama"));
   settings.refine_steps = 12;
