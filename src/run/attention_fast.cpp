@@ -15,6 +15,7 @@ namespace mt {
 namespace {
 
 constexpr int64_t kRun = 512;       // keys of a run; a result depends on it, not on the threads
+constexpr int64_t kShares = 2;      // of a decode step's runs that a thread takes
 constexpr int64_t kTile = 64;       // queries of a prompt that go together
 constexpr int64_t kFewQueries = 9;  // fewer go one by one, in f32
 
@@ -46,8 +47,7 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
   AlignedBuffer<float> partial(static_cast<size_t>(runs * a.n_heads * d));
   AlignedBuffer<float> maximum(static_cast<size_t>(runs * a.n_heads));
   AlignedBuffer<double> total(static_cast<size_t>(runs * a.n_heads));
-  rt.pool.parallel_for(runs * a.n_kv_heads, [&](int64_t task, int) {
-    const int64_t run = task / a.n_kv_heads, kv = task % a.n_kv_heads;
+  auto attend_run = [&](int64_t kv, int64_t run) {
     const int64_t begin = start + run * kRun, n = std::min(kRun, p + 1 - begin);
     const int64_t hidden = std::max<int64_t>(0, low - begin);  // of the first strip, by a window
     const int64_t strip = begin / kStrip, last = strip + ceil_div(n, kStrip);
@@ -76,6 +76,13 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
                  value.data, mixed, d, skipped > 0);
       });
     }
+  };
+  // A head's runs lie behind each other: a thread takes several in a row.
+  const int64_t all = runs * a.n_kv_heads;
+  const int64_t some = ceil_div(all, kShares * int64_t{rt.pool.size()});
+  rt.pool.parallel_for(ceil_div(all, some), [&](int64_t task, int) {
+    for (int64_t i = task * some; i < std::min(all, (task + 1) * some); ++i)
+      attend_run(i / runs, i % runs);
   });
   for (int64_t h = 0; h < a.n_heads; ++h) {
     float largest = -std::numeric_limits<float>::infinity();

@@ -13,6 +13,8 @@ namespace {
 // Few tokens take the quantised dot products of the fast path; more than this share the decoding
 // of a panel, which is then cheaper: from three tokens on where there is a batched int8 product.
 constexpr int64_t kFewTokens = 8, kFewTokensInt8 = 2;
+// Weights that a thread reads at a stretch, where there are as many for it.
+constexpr int64_t kPieceBytes = 512 << 10;
 // From so many tokens on the tile unit pays for the decoding to bf16, where there is one.
 constexpr int64_t kManyTokensTiles = 32;
 
@@ -45,18 +47,26 @@ void matmul_dots(const Runtime& rt, ConstMatrix x, std::span<const MapOutput> ou
     kept = AlignedBuffer<std::byte>(static_cast<size_t>(blob * x.rows));
   std::byte* q = kept.data();
   for (int64_t t = 0; t < x.rows; ++t) k.quantise(x.row(t), x.cols, terms, q + t * blob);
-  // Pieces small enough to balance, large enough to stream.
-  int64_t rows = 0, pieces = 0;
-  for (const MapOutput& out : outputs) rows += out.map.weight.rows;
+  // Pieces long enough to stream, and where there is more than that a few a thread, so that one
+  // which the machine holds up does less. A piece may lie in two maps.
+  int64_t rows = 0, bytes = 0;
+  for (const MapOutput& out : outputs) {
+    rows += out.map.weight.rows;
+    bytes += out.map.weight.bytes();
+  }
+  const int64_t share = ceil_div(rows, int64_t{rt.pool.size()});
   const int64_t piece =
-      std::max<int64_t>(16, ceil_div(rows, 4 * int64_t{rt.pool.size()}) / 16 * 16);
-  for (const MapOutput& out : outputs) pieces += ceil_div(out.map.weight.rows, piece);
-  rt.pool.parallel_for(pieces, [&](int64_t i, int) {
-    const MapOutput* out = outputs.data();
-    for (int64_t n; i >= (n = ceil_div(out->map.weight.rows, piece)); ++out) i -= n;
-    const Weight& w = out->map.weight;
-    const int64_t begin = i * piece, n = std::min(piece, w.rows - begin);
-    rows_dots(k, w, begin, n, q, blob, x.rows, terms, out->y);
+      ceil_div(std::clamp(kPieceBytes * rows / bytes, ceil_div(share, 4), share), int64_t{16}) * 16;
+  rt.pool.parallel_for(ceil_div(rows, piece), [&](int64_t i, int) {
+    int64_t begin = i * piece, left = std::min(piece, rows - begin);
+    for (const MapOutput& out : outputs) {
+      const Weight& w = out.map.weight;
+      if (const int64_t n = std::min(left, w.rows - begin); n > 0) {
+        rows_dots(k, w, begin, n, q, blob, x.rows, terms, out.y);
+        left -= n;
+      }
+      begin = std::max<int64_t>(0, begin - w.rows);
+    }
   });
 }
 
