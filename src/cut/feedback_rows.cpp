@@ -11,8 +11,10 @@
 namespace mt {
 
 namespace {
-constexpr int kRounds = 3;  // of coordinate descent, each over all codes and scales
-}
+constexpr int kRounds = 3;       // of coordinate descent, each over all codes and scales
+constexpr int64_t kGroup = 256;  // columns whose changes reach the others together
+constexpr int64_t kWide = 256;   // columns and rows of a moment matrix that are packed at a time
+}  // namespace
 
 RowsFitter::RowsFitter(const Runtime& rt, const Weight& source, Dtype dtype,
                        const Curvature& curvature)
@@ -28,6 +30,8 @@ RowsFitter::RowsFitter(const Runtime& rt, const Weight& source, Dtype dtype,
       values_(kRows, n_),
       error_(kRows, n_),
       slope_(kRows, n_),
+      packed_(static_cast<size_t>(kWide * kWide)),
+      steps_(kRows, kGroup),
       weights_(static_cast<size_t>(n_)),
       plain_(static_cast<size_t>(kRows * row_bytes_)),
       fed_(static_cast<size_t>(kRows * row_bytes_)) {}
@@ -59,9 +63,9 @@ FeedbackStats RowsFitter::fit(int64_t first, int64_t count, const RowWeights& we
       any = true;
     }
   if (any) forms(plain_);
+  descend();
   for (int64_t r = 0; r < count; ++r) {
     stats.plain += forms_of_plain[static_cast<size_t>(r)];
-    descend(r);
     double form = 0;
     for (int64_t i = 0; i < n_; ++i) form += double(error_.row(r)[i]) * double(slope_.row(r)[i]);
     stats.best += form;
@@ -86,10 +90,9 @@ void RowsFitter::feed_back() {
   std::vector<std::byte> bytes(static_cast<size_t>(kRows * format_.block_bytes));
   for (int64_t b = n_ - block; b >= 0; b -= block) {
     const int64_t end = b + block;
-    for (int64_t j = b; j < end; j += kPanel)
-      rt_.kernels.gemm_panel(count_, std::min(kPanel, end - j), n_ - end, error_.row(0) + end, n_,
-                             c_.unit.row(std::min(end, n_ - 1)) + j, n_, target.row(0) + (j - b),
-                             block, false);
+    std::fill_n(target.data(), count_ * block, 0.0f);
+    add_product(error_.data() + end, n_, c_.unit.view().slice_rows(end, n_).slice_cols(b, end),
+                target.data(), block);
     for (int64_t r = 0; r < count_; ++r) {
       for (int64_t j = 0; j < block; ++j) target.row(r)[j] += values_.row(r)[b + j];
       std::copy_n(c_.d.data() + b, block, importance.data() + r * block);
@@ -110,9 +113,8 @@ std::vector<double> RowsFitter::forms(std::vector<std::byte>& encoded) {
     rt_.kernels.decode_row(dtype_, row(encoded, r), error_.row(r), n_);
     for (int64_t i = 0; i < n_; ++i) error_.row(r)[i] = values_.row(r)[i] - error_.row(r)[i];
   }
-  for (int64_t j = 0; j < n_; j += kPanel)
-    rt_.kernels.gemm_panel(count_, std::min(kPanel, n_ - j), n_, error_.data(), n_, c_.h.data() + j,
-                           n_, slope_.data() + j, n_, false);
+  std::fill_n(slope_.data(), count_ * n_, 0.0f);
+  add_product(error_.data(), n_, c_.h, slope_.data(), n_);
   std::vector<double> out;
   for (int64_t r = 0; r < count_; ++r) {
     double form = 0;
@@ -122,20 +124,52 @@ std::vector<double> RowsFitter::forms(std::vector<std::byte>& encoded) {
   return out;
 }
 
-void RowsFitter::move(int64_t r, int64_t i, float step) {
-  error_.row(r)[i] -= step;
-  rt_.kernels.axpy(-step, c_.h.row(i), slope_.row(r), n_);
+// c[i,j] += sum_p a[i,p] m[p,j] for the task's rows i. Rows of m are far apart in memory: blocks of
+// it are packed first.
+void RowsFitter::add_product(const float* a, int64_t lda, ConstMatrix m, float* c, int64_t ldc) {
+  for (int64_t p = 0; p < m.rows; p += kWide)
+    for (int64_t j = 0; j < m.cols; j += kWide) {
+      const int64_t depth = std::min(kWide, m.rows - p), width = std::min(kWide, m.cols - j);
+      for (int64_t k = 0; k < depth; ++k)
+        for (int64_t q = 0; q < width; q += kPanel)
+          std::copy_n(m.row(p + k) + j + q, std::min(kPanel, width - q),
+                      packed_.data() + q * kWide + k * kPanel);
+      for (int64_t q = 0; q < width; q += kPanel)
+        rt_.kernels.gemm_panel(count_, std::min(kPanel, width - q), depth, a + p, lda,
+                               packed_.data() + q * kWide, kPanel, c + j + q, ldc, true);
+    }
 }
 
-void RowsFitter::descend(int64_t r) {
+void RowsFitter::move(int64_t r, int64_t i, float step) {
+  error_.row(r)[i] -= step;
+  steps_.row(r)[i - group_] -= step;
+  rt_.kernels.axpy(-step, c_.h.row(i) + group_, slope_.row(r) + group_, group_end_ - group_);
+}
+
+// All rows side by side, so that what is far from a group of columns learns of its changes by one
+// product that reads H once.
+void RowsFitter::descend() {
+  std::vector<int64_t> changes(static_cast<size_t>(count_), n_);
   for (int round = 0; round < kRounds; ++round) {
-    int64_t changes = 0;
-    for (int64_t b = 0; b < n_; b += length_) {
-      std::byte* at = row(plain_, r) + b / length_ * format_.block_bytes;
-      changes += codes_of_block(r, b, at);
-      for (size_t field = 0; field < offsets_.size(); ++field) field_of_block(r, b, at, field);
+    std::vector<int64_t> rows;
+    for (int64_t r = 0; r < count_; ++r)
+      if (changes[static_cast<size_t>(r)] * 200 >= n_) rows.push_back(r);
+    if (rows.empty()) return;
+    for (int64_t r : rows) changes[static_cast<size_t>(r)] = 0;
+    for (group_ = 0; group_ < n_; group_ = group_end_) {
+      group_end_ = std::min(group_ + kGroup, n_);
+      std::fill_n(steps_.data(), count_ * kGroup, 0.0f);
+      for (int64_t r : rows)
+        for (int64_t b = group_; b < group_end_; b += length_) {
+          std::byte* at = row(plain_, r) + b / length_ * format_.block_bytes;
+          changes[static_cast<size_t>(r)] += codes_of_block(r, b, at);
+          for (size_t field = 0; field < offsets_.size(); ++field) field_of_block(r, b, at, field);
+        }
+      const ConstMatrix h = c_.h.view().slice_rows(group_, group_end_);
+      add_product(steps_.data(), kGroup, h.slice_cols(0, group_), slope_.data(), n_);
+      add_product(steps_.data(), kGroup, h.slice_cols(group_end_, n_), slope_.data() + group_end_,
+                  n_);
     }
-    if (changes * 200 < n_) break;
   }
 }
 
@@ -150,11 +184,8 @@ void RowsFitter::field_of_block(int64_t r, int64_t b, std::byte* at, size_t fiel
   double along = 0, curve = 0;
   for (int64_t j = 0; j < length_; ++j) {
     along += double(basis[j]) * double(slope_.row(r)[b + j]);
-    if (basis[j] == 0) continue;
-    double sum = 0;
-    const float* h = c_.h.row(b + j) + b;
-    for (int64_t k = 0; k < length_; ++k) sum += double(h[k]) * double(basis[k]);
-    curve += double(basis[j]) * sum;
+    if (basis[j] != 0)
+      curve += double(basis[j]) * double(rt_.kernels.dot(c_.h.row(b + j) + b, basis, length_));
   }
   if (!(curve > 0)) return;
   uint16_t half;

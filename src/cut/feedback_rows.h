@@ -36,16 +36,22 @@ class RowsFitter {
   const Curvature& c_;
   const int64_t n_, length_, row_bytes_;
   int64_t count_ = 0;
-  MatrixBuffer values_, error_, slope_;  // [row, column]; slope: error h
+  // [row, column]; slope: error h. While a group of columns is gone through, the slopes of the
+  // others do not know of its changes yet.
+  MatrixBuffer values_, error_, slope_;
 
  private:
   std::byte* row(std::vector<std::byte>& of, int64_t r) { return of.data() + r * row_bytes_; }
   void normalise();
   void feed_back();
   std::vector<double> forms(std::vector<std::byte>& encoded);
-  void descend(int64_t r);
+  void descend();
+  void add_product(const float* a, int64_t lda, ConstMatrix m, float* c, int64_t ldc);
   void field_of_block(int64_t r, int64_t b, std::byte* at, size_t field);
 
+  AlignedBuffer<float> packed_;
+  int64_t group_ = 0, group_end_ = 0;  // the columns being gone through
+  MatrixBuffer steps_;                 // [row, column of the group]: minus what they moved
   std::vector<float> weights_;
   std::vector<std::byte> plain_, fed_;  // encoded rows; in the end plain_ holds the best
 };
