@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <chrono>
+#include <exception>
 
 #include "base/error.h"
 #include "base/machine.h"
@@ -69,8 +70,7 @@ int run(Context& context, const Options& options) {
   if (options.frontier > 0) report.frontier = session.frontier(options.frontier);
   report.notes = notes;
   if (!plan.note.empty()) report.notes.push_back(plan.note);
-  if (std::all_of(plan.decisions.begin(), plan.decisions.end(),
-                  [](const Decision& d) { return d.chosen.keep; }))
+  if (keeps_all(plan))
     report.notes.push_back("the source is within the goal already: every tensor is kept as it is");
   else if (const auto budget = session.budget(goal);
            budget && plan.predicted_bytes < *budget - *budget / 50)
@@ -91,14 +91,27 @@ int run(Context& context, const Options& options) {
         terminal_report(report, {.width = context.out.is_terminal ? context.out.width() : 100,
                                  .colour = context.out.colour,
                                  .max_places = 12}));
-  // After the report: what was measured is to be seen even where these find no room.
-  context.flush();
-  if (!options.plan.empty()) write_text(options.plan, to_json(plan), options.force);
-  if (!options.no_page) {
-    check_output(page, settings.model, options.force);
-    write_text(page, html_page(report), options.force);
-    if (!context.json) context.print("page: " + printable(page.string()) + "\n");
-  }
+  // After the report: what was measured is to be seen even where these find no room; and where one
+  // cannot be written the others are.
+  std::exception_ptr failure;
+  const auto attempt = [&](auto&& write) {
+    try {
+      write();
+    } catch (const Error&) {
+      if (!failure) failure = std::current_exception();
+    }
+  };
+  attempt([&] { context.flush(); });
+  if (!options.plan.empty())
+    attempt([&] { write_text(options.plan, to_json(plan), options.force); });
+  if (!options.no_page)
+    attempt([&] {
+      check_output(page, settings.model, options.force);
+      write_text(page, html_page(report), options.force);
+      if (!context.json) context.print("page: " + printable(page.string()) + "\n");
+    });
+  session.finish();
+  if (failure) std::rethrow_exception(failure);
   if (goal.max_kl && proof.kl_mean.value > *goal.max_kl) {
     context.note(fmt::format("the bound does not hold: measured {:.4f}, asked {:.4f}",
                              proof.kl_mean.value, *goal.max_kl));

@@ -104,6 +104,7 @@ int run(Context& context, const Options& options) {
   plan = std::move(result.plan);
   check_output(options.output, settings.model, options.force);
   session.write(options.output, result.refined, plan, proof, options.force);
+  session.finish();
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(options.output));
   const bool holds = !goal.max_kl || !proof || proof->kl_mean.value <= *goal.max_kl;
   const int code = holds ? exit_done : exit_check_failed;

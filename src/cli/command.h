@@ -33,9 +33,10 @@ using Json = nlohmann::ordered_json;
 class Context {
  public:
   bool json = false;
-  bool quiet = false;     // no progress, no notes
-  bool progress = false;  // as plain lines where there is no terminal
-  int threads = 0;        // 0: all processors
+  bool quiet = false;               // no progress, no notes
+  bool progress = false;            // as plain lines where there is no terminal
+  bool keeps_measurements = false;  // what an interrupted run measured is there for the next
+  int threads = 0;                  // 0: all processors
   Terminal out{1};
   Terminal err{2};
 

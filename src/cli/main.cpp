@@ -220,6 +220,15 @@ int run_program(int argc, char** argv, Context& context) {
     if (what.empty()) what = e.what();
     return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", what, where));
   }
+  for (const auto& [sub, run] : runs)
+    if (sub->parsed()) context.keeps_measurements = sub->get_option_no_throw("--db") != nullptr;
+  // An empty name is an unset variable of the shell, not a file that was not asked for.
+  for (const auto& [sub, run] : runs)
+    for (const CLI::Option* option : sub->get_options())
+      if (option->get_type_name() == "FILE" &&
+          std::any_of(option->results().begin(), option->results().end(),
+                      [](const std::string& name) { return name.empty(); }))
+        return fail(context, exit_bad_input, option->get_name() + ": the name is empty");
   ProgressDraw progress(context.err, context.quiet             ? ProgressDraw::Style::silent
                                      : context.err.is_terminal ? ProgressDraw::Style::drawn
                                      : context.progress        ? ProgressDraw::Style::lines
@@ -242,7 +251,9 @@ int run_and_report(int argc, char** argv) {
   try {
     return run_program(argc, argv, context);
   } catch (const Interrupted&) {
-    context.note("interrupted; measurements made so far are kept: the same command goes on");
+    context.note(context.keeps_measurements
+                     ? "interrupted; measurements made so far are kept: the same command goes on"
+                     : "interrupted");
     return exit_interrupted;
   } catch (const Error& e) {
     return fail(context, exit_bad_input, e.what());

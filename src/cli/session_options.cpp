@@ -29,12 +29,10 @@ void SessionOptions::declare(CLI::App& app) {
                  "sampled from the model itself)")
       ->allow_extra_args(false)
       ->type_name("FILE");
-  db_option =
-      app.add_option(
-             "--db", settings.db,
-             "Where measurements are kept (default: MODEL.microtome.db, or the cache folder "
-             "where that cannot be written)")
-          ->type_name("FILE");
+  app.add_option("--db", settings.db,
+                 "Where measurements are kept (default: MODEL.microtome.db, or the cache folder "
+                 "where that cannot be written)")
+      ->type_name("FILE");
   app.add_option("--n-ctx", settings.n_ctx, "Tokens in a calibration window (default: 512, or 256)")
       ->check(within<int64_t>(8, 1 << 20))
       ->type_name("N");
@@ -138,7 +136,6 @@ void declare_refine(CLI::App& app, std::optional<int64_t>& steps, RefineBy& by,
 
 SessionSettings SessionOptions::resolved(const Goal* goal) const {
   SessionSettings s = settings;
-  if (db_option->count() && s.db.empty()) throw Error("--db: the name is empty");
   s.types = parse_types(types);
   if (goal && goal->uniform &&
       std::find(s.types.begin(), s.types.end(), *goal->uniform) == s.types.end())

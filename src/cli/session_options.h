@@ -9,7 +9,6 @@ namespace mt::cli {
 struct SessionOptions {
   SessionSettings settings;
   std::string types = "default";
-  CLI::Option* db_option = nullptr;
   void declare(CLI::App& app);
   // After parsing; what a goal needs of the session is seen to. Throws Error for a list of formats
   // that does not parse.

@@ -185,6 +185,7 @@ Calibration make_calibration(const Runtime& rt, const Model& model, const std::s
   db.select_run(model_sha256, c.sha256,
                 fmt::format("{} windows of {} tokens, {} for the proof, seed {}", c.windows.size(),
                             n.n_ctx, c.proof.size(), settings.seed));
+  if (own) c.sha256 = hash_of(c.windows);  // so far of how it was asked for
   return c;
 }
 

@@ -130,9 +130,7 @@ class Search {
 // Both ways, where the session has error feedback; the one that loses less on the windows set aside
 // is left in the result.
 void cut_with_or_without_feedback(Session& session, Result& result) {
-  const bool all_kept = std::all_of(result.plan.decisions.begin(), result.plan.decisions.end(),
-                                    [](const Decision& d) { return d.chosen.keep; });
-  if (all_kept || session.settings().feedback == Feedback::none) {
+  if (keeps_all(result.plan) || session.settings().feedback == Feedback::none) {
     result.cut = session.cut(result.plan);
     return;
   }

@@ -153,9 +153,7 @@ Model Session::rounded(const Plan& plan, Feedback feedback) {
 
 // Where all is kept there is nothing to mend.
 int64_t Session::steps_of(const Plan& plan) const {
-  const bool all_kept = std::all_of(plan.decisions.begin(), plan.decisions.end(),
-                                    [](const Decision& d) { return d.chosen.keep; });
-  return all_kept ? 0 : settings_.refine_steps;
+  return keeps_all(plan) ? 0 : settings_.refine_steps;
 }
 
 Refined Session::refine(const Plan& plan, const Model& cut) {
@@ -222,10 +220,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
   r.plan_sha256 = plan.decisions.empty() ? kNoHash : sha256_hex(to_json(plan));
   if (settings_.imatrix.empty()) {
     r.calibration = calibration_name(settings_);
-    // Of text that the model wrote the session's hash is of how it was asked for.
-    r.calibration_sha256 = !calibration_             ? kNoHash
-                           : settings_.texts.empty() ? hash_of(calibration_->windows)
-                                                     : calibration_->sha256;
+    r.calibration_sha256 = calibration_ ? calibration_->sha256 : kNoHash;
   } else {  // no text is read or sampled for it
     r.calibration = name_of_file(settings_.imatrix);
     r.calibration_sha256 = mt::model_sha256(settings_.imatrix);
@@ -241,7 +236,7 @@ Receipt Session::receipt(const Plan& plan, const Comparison* proof) {
     r.measured_kl_high = proof->kl_mean.high;
     r.measured_same_top = proof->same_top.value;
   }
-  r.feedback = settings_.feedback;
+  r.feedback = keeps_all(plan) ? Feedback::none : settings_.feedback;
   r.biases = settings_.biases;
   r.refine_steps = steps_of(plan);
   if (const auto it = refined_.empty() ? refined_.end() : refined_.find(to_json(plan));
@@ -297,6 +292,9 @@ void Session::write(const std::filesystem::path& path, const Model& cut, const P
   check_unchanged();
   Output output = output_of(*model_, cut, receipt(plan, proof ? &*proof : nullptr));
   write_gguf(path, output.metadata, output.tensors, replace);
+}
+
+void Session::finish() {
   for (const auto& state : refine_states_) remove_refine_state(state);
 }
 

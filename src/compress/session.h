@@ -89,7 +89,7 @@ class Session {
   Model rounded(const Plan& plan);
   // The cut of the plan refined (cut/refine.h), settings.refine_steps steps long, on text that the
   // proof does not see; the cut itself where the steps are 0 or the plan keeps all. Its state lies
-  // beside the database until write().
+  // beside the database until finish().
   Refined refine(const Plan& plan, const Model& cut);
   // No refinement from here on: it did not help.
   void stop_refining() { settings_.refine_steps = 0; }
@@ -109,6 +109,8 @@ class Session {
   // replace: over a file that is there; without it Error is thrown where one is.
   void write(const std::filesystem::path& path, const Model& cut, const Plan& plan,
              const std::optional<Comparison>& proof, bool replace = true);
+  // All that was asked for is there: what only a killed run would need goes.
+  void finish();
   Report report(const Plan& plan, const Model& cut, const Comparison& proof);
   // Fills measured_kl of the n places with the largest predicted losses, each cut alone.
   void measure_largest(Report& report, const Model& cut, int64_t n);

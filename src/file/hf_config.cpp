@@ -14,9 +14,13 @@ using Json = nlohmann::json;
 
 // Rope settings: under "rope_parameters" (by kind of layer where layers differ) in newer folders,
 // under "rope_scaling" beside "rope_theta" in older ones.
-const Json* rope_settings(const Json& config) {
-  for (auto pointer : {"/rope_parameters/full_attention", "/rope_parameters", "/rope_scaling"})
-    if (const Json* found = find_json(config, pointer); found && found->is_object()) return found;
+const Json* rope_settings(const HfConfig& config) {
+  for (auto pointer : {"/rope_parameters/full_attention", "/rope_parameters", "/rope_scaling"}) {
+    const Json* found = find_json(config.json, pointer);
+    if (!found || found->is_null()) continue;
+    if (!found->is_object()) config.fail(pointer + 1, "an object", found->dump().substr(0, 40));
+    return found;
+  }
   return nullptr;
 }
 
@@ -28,17 +32,19 @@ double number_or(const HfConfig& config, const Json& object, const char* key, do
 }
 
 std::string rope_type(const HfConfig& config) {
-  const Json* rope = rope_settings(config.json);
+  const Json* rope = rope_settings(config);
   if (!rope) return "default";
   for (auto key : {"/rope_type", "/type"})
-    if (const Json* type = find_json(*rope, key); type && type->is_string())
+    if (const Json* type = find_json(*rope, key)) {
+      if (!type->is_string()) config.fail("rope_type", "a string", type->dump().substr(0, 40));
       return type->get<std::string>();
+    }
   return "default";
 }
 
 std::optional<double> rope_theta(const HfConfig& config) {
   if (auto theta = config.get_number("rope_theta")) return theta;
-  if (const Json* rope = rope_settings(config.json); rope && rope->contains("rope_theta"))
+  if (const Json* rope = rope_settings(config); rope && rope->contains("rope_theta"))
     return number_or(config, *rope, "rope_theta", 0);
   return config.family->rope_theta;
 }
@@ -74,7 +80,7 @@ void check_windows(const HfConfig& config) {
 void add_rope(const HfConfig& config, const std::string& prefix, TensorFile& out) {
   if (!config.family->causal) return;  // learned positions
   const std::string type = rope_type(config);
-  const Json* rope = rope_settings(config.json);
+  const Json* rope = rope_settings(config);
   auto f32 = [&](const char* key, double value) {
     out.set_meta(prefix + key, {static_cast<float>(value)});
   };
@@ -203,7 +209,7 @@ void add_hf_metadata(const HfConfig& config, TensorFile& out) {
 
 std::vector<float> llama3_rope_factors(const HfConfig& config) {
   if (rope_type(config) != "llama3") return {};
-  const Json& rope = *rope_settings(config.json);
+  const Json& rope = *rope_settings(config);
   const double base = rope_theta(config).value_or(10000);
   const double factor = number_or(config, rope, "factor", 8);
   const double low = number_or(config, rope, "low_freq_factor", 1);

@@ -254,7 +254,8 @@ class SqliteMeasurements final : public Measurements {
       q->step();
     }
     run_ = find();
-    assert(run_ >= 0);
+    if (run_ < 0)
+      throw_error("{}: the table of runs is damaged; delete the file to measure anew", c_.path);
   }
 
   std::optional<double> value(const std::string& place, const std::string& metric,

@@ -60,6 +60,11 @@ std::optional<Option> read_neighbour(const Fields& of, std::string_view field,
 
 }  // namespace
 
+bool keeps_all(const Plan& plan) {
+  return std::all_of(plan.decisions.begin(), plan.decisions.end(),
+                     [](const Decision& d) { return d.chosen.keep; });
+}
+
 std::string to_json(const Plan& plan) {
   check_number(plan.predicted_kl, "predicted_kl");
   check_number(plan.optimality_gap, "optimality_gap");

@@ -50,6 +50,9 @@ struct Plan {
 };
 
 // JSON text, indented, round-trips exactly. from_json throws Error naming the field.
+// No place gets another format.
+bool keeps_all(const Plan& plan);
+
 std::string to_json(const Plan& plan);
 Plan plan_from_json(const std::string& text, const std::string& path);
 

@@ -90,6 +90,17 @@ struct Sums {
     counts = need("embed", "token_count", model.n_vocab);
   }
 
+  // Damaged weights show here.
+  void check() const {
+    for (const auto& [name, m] : maps)
+      for (const auto* of : {&m.in2, &m.out2})
+        if (!std::all_of(of->begin(), of->end(), [](float x) { return std::isfinite(x); }))
+          throw_error(
+              "'{}': its inputs or its outputs' gradients are not finite: weights of the model are "
+              "damaged (NaN, infinite or far too large)",
+              name);
+  }
+
   void store(Measurements& db) const {
     db.begin();
     for (const auto& [name, m] : maps) {
@@ -137,6 +148,7 @@ Profile measure_moments(const Runtime& rt, const Model& model,
                sampled_label_loss(rt, seed, w, first, logits, head.out2);
              },
              taps, {.path = path});
+    sums.check();
     sums.n_windows++;
     sums.n_tokens += std::ssize(windows[w]);
     sums.store(db);

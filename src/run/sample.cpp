@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/error.h"
 #include "base/random.h"
 
 namespace mt {
@@ -90,6 +91,10 @@ void Sampler::accept(int32_t id) {
 int32_t Sampler::draw(std::span<const float> logits) {
   std::vector<int32_t> recent(recent_.begin(), recent_.end());
   std::vector<Candidate> list = candidates(logits, recent, options_);
+  if (!std::isfinite(logits[static_cast<size_t>(list.front().id)]))
+    throw Error(
+        "the model's logits are not finite: its weights are damaged (NaN, infinite or far too "
+        "large)");
   double u = random_uniform(options_.seed, 0, n_drawn_++), passed = 0;
   for (const Candidate& c : list) {
     passed += c.value;

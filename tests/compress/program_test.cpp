@@ -125,10 +125,14 @@ TEST_F(CompressProgram, TextOfTheUsersOwn) {
   EXPECT_FALSE(fs::exists(folder / "x.gguf"));
 }
 
-TEST_F(CompressProgram, ADatabaseHasAName) {
-  const auto r = run_program({"plan", model, "--size", "75kB", "--db", ""});
-  EXPECT_EQ(r.code, 2);
-  EXPECT_SAYS(r.err, "--db: the name is empty");
+TEST_F(CompressProgram, FilesHaveNames) {
+  for (const char* option : {"--db", "--plan", "--html", "--text"}) {
+    const auto r =
+        run_program({"compress", model, "--size", "75kB", "-o", folder / "x.gguf", option, ""});
+    EXPECT_EQ(r.code, 2) << option;
+    EXPECT_SAYS(r.err, ": the name is empty");
+  }
+  EXPECT_FALSE(fs::exists(folder / "x.gguf"));
 }
 
 TEST_F(CompressProgram, ASearchTakesATimeAndAGoalInBytes) {

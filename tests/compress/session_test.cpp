@@ -458,7 +458,7 @@ TEST_F(SessionTest, RefinementLayerByLayerIsSaidAndWritten) {
     EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
     EXPECT_EQ(read_gguf(folder / "out.gguf").need_string("microtome.refine.by"),
               by == RefineBy::layer ? "layer" : "model");
-    // Of its state nothing is left.
+    session.finish();  // of its state nothing is left
     for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
       EXPECT_EQ(entry.path().string().find(".refine-"), std::string::npos) << entry.path();
     std::filesystem::remove(folder / "out.gguf");

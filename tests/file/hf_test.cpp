@@ -371,6 +371,11 @@ TEST(HfFolder, MistakesSayWhatIsWrong) {
   EXPECT_TRUE(has(error([](C c, C, T) { c["vocab_size"] = 1000000000; }), "1000000000 rows"));
   EXPECT_TRUE(has(error([](C c, C, T) { c["tie_word_embeddings"] = false; }), "lm_head.weight"));
   EXPECT_TRUE(has(error([](C c, C, T) { c["rope_scaling"] = {{"type", "dynamic"}}; }), "dynamic"));
+  EXPECT_TRUE(has(error([](C c, C, T) { c["rope_scaling"] = -1; }), "expected an object"));
+  EXPECT_TRUE(has(error([](C c, C, T) {
+                    c["rope_scaling"] = {{"type", 5}};
+                  }),
+                  "expected a string"));
   EXPECT_TRUE(has(error([](C, C t, T) { t["model"]["vocab"]["new"] = 5; }), "5 twice"));
   EXPECT_TRUE(has(error([](C, C t, T) { t["model"]["vocab"]["new"] = 5000; }), "an id below 270"));
   EXPECT_TRUE(has(error([](C, C t, T) { t["model"]["type"] = "Unigram"; }), "'Unigram'"));

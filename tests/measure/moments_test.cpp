@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 
+#include "base/error.h"
 #include "base/random.h"
 #include "measure/place_loss.h"
 #include "measure/self_text.h"
@@ -58,6 +59,15 @@ void expect_means(const std::vector<float>& means, const Squares& plain, int64_t
     const double expected = plain.sum[i] / double(n_tokens);
     ASSERT_NEAR(double(means[i]), expected, 2e-6 * expected + 1e-30) << what << " " << i;
   }
+}
+
+TEST_F(Moments, OfADamagedModelAreRefusedAndNotKept) {
+  Model model = open_tiny("tiny_llama");
+  auto& gain = model.steps.back().sites.front().norm;
+  gain[0] = NAN;
+  auto db = new_db();
+  EXPECT_THROW(measure_moments(rt, model, some_windows(model.n_vocab, 1, 12), kSeed, *db), Error);
+  EXPECT_FALSE(db->value("model", "moments", "windows").has_value());
 }
 
 TEST_F(Moments, InputsAreWhatTheForwardPassFeedsEachMap) {

@@ -8,6 +8,8 @@
 #include <random>
 #include <set>
 
+#include "base/error.h"
+
 namespace mt {
 namespace {
 
@@ -153,6 +155,16 @@ TEST(Sampler, DrawsWithTheCandidatesProbabilities) {
     double sigma = std::sqrt(kDraws * c.value * (1 - c.value));
     EXPECT_NEAR(drawn[c.id], kDraws * c.value, 5 * sigma + 1);
   }
+}
+
+TEST(Sampler, RefusesLogitsOfADamagedModel) {
+  for (double t : {0.0, 1.0})
+    for (float x : {NAN, INFINITY, -INFINITY}) {
+      SampleOptions o;
+      o.temperature = t;
+      Sampler s(o);
+      EXPECT_THROW(s.draw(std::vector<float>(5, x)), Error) << t << " " << x;
+    }
 }
 
 TEST(Sampler, SeedDecides) {
