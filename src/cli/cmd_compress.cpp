@@ -110,8 +110,8 @@ int run(Context& context, const Options& options) {
       write_text(page, html_page(report), options.force);
       if (!context.json) context.print("page: " + printable(page.string()) + "\n");
     });
-  session.finish();
   if (failure) std::rethrow_exception(failure);
+  session.finish();
   if (goal.max_kl && proof.kl_mean.value > *goal.max_kl) {
     context.note(fmt::format("the bound does not hold: measured {:.4f}, asked {:.4f}",
                              proof.kl_mean.value, *goal.max_kl));

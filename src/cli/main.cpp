@@ -220,15 +220,6 @@ int run_program(int argc, char** argv, Context& context) {
     if (what.empty()) what = e.what();
     return fail(context, exit_bad_input, fmt::format("{} (see `{} --help`)", what, where));
   }
-  for (const auto& [sub, run] : runs)
-    if (sub->parsed()) context.keeps_measurements = sub->get_option_no_throw("--db") != nullptr;
-  // An empty name is an unset variable of the shell, not a file that was not asked for.
-  for (const auto& [sub, run] : runs)
-    for (const CLI::Option* option : sub->get_options())
-      if (option->get_type_name() == "FILE" &&
-          std::any_of(option->results().begin(), option->results().end(),
-                      [](const std::string& name) { return name.empty(); }))
-        return fail(context, exit_bad_input, option->get_name() + ": the name is empty");
   ProgressDraw progress(context.err, context.quiet             ? ProgressDraw::Style::silent
                                      : context.err.is_terminal ? ProgressDraw::Style::drawn
                                      : context.progress        ? ProgressDraw::Style::lines
@@ -239,6 +230,13 @@ int run_program(int argc, char** argv, Context& context) {
   } unset;
   for (auto& [sub, run] : runs)
     if (sub->parsed()) {
+      // An empty name is an unset variable of the shell, not a file that was not asked for.
+      for (const CLI::Option* option : sub->get_options())
+        if (option->get_type_name() == "FILE" &&
+            std::any_of(option->results().begin(), option->results().end(),
+                        [](const std::string& name) { return name.empty(); }))
+          throw_error("{}: the name is empty", option->get_name());
+      context.keeps_measurements = sub->get_option_no_throw("--db") != nullptr;
       int code = run(context);
       context.flush();
       return code;

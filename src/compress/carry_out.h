@@ -22,10 +22,10 @@ Plan planned(Session& session, const Goal& goal, std::vector<std::string>& notes
 
 // A goal in bytes, bits or formats is planned once. A goal in KL is a search for the smallest file
 // whose KL, measured on the session's windows for aiming (settings.aims), is within the bound;
-// then it is proved on the windows set aside, which decided nothing. Where the proof misses the
-// bound, the search goes on for as much less as the proof's text is harder: plan.aimed_on and the
-// notes say so. `say` is told each note as it comes. Where the session has error feedback, the plan
-// is cut without it too and the better of both on the windows set aside goes on.
+// then it is proved on the windows set aside, which the search did not see. Where the proof misses
+// the bound, the search goes on for as much less as the proof's text is harder: plan.aimed_on and
+// the notes say so. `say` is told each note as it comes. Where the session has error feedback, the
+// plan is cut without it too and the better of both on the windows set aside goes on.
 Result carry_out(Session& session, const Goal& goal,
                  const std::function<void(const std::string&)>& say);
 

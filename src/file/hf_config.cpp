@@ -35,7 +35,7 @@ std::string rope_type(const HfConfig& config) {
   const Json* rope = rope_settings(config);
   if (!rope) return "default";
   for (auto key : {"/rope_type", "/type"})
-    if (const Json* type = find_json(*rope, key)) {
+    if (const Json* type = find_json(*rope, key); type && !type->is_null()) {
       if (!type->is_string()) config.fail("rope_type", "a string", type->dump().substr(0, 40));
       return type->get<std::string>();
     }

@@ -49,10 +49,10 @@ struct Plan {
   std::string note;
 };
 
-// JSON text, indented, round-trips exactly. from_json throws Error naming the field.
 // No place gets another format.
 bool keeps_all(const Plan& plan);
 
+// JSON text, indented, round-trips exactly. from_json throws Error naming the field.
 std::string to_json(const Plan& plan);
 Plan plan_from_json(const std::string& text, const std::string& path);
 

@@ -15,7 +15,7 @@ namespace mt {
 namespace {
 
 constexpr int64_t kRun = 512;       // keys of a run; a result depends on it, not on the threads
-constexpr int64_t kShares = 2;      // of a decode step's runs that a thread takes
+constexpr int64_t kShares = 2;      // tasks a thread that a decode step's runs are divided into
 constexpr int64_t kTile = 64;       // queries of a prompt that go together
 constexpr int64_t kFewQueries = 9;  // fewer go one by one, in f32
 

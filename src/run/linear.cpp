@@ -13,7 +13,7 @@ namespace {
 // Few tokens take the quantised dot products of the fast path; more than this share the decoding
 // of a panel, which is then cheaper: from three tokens on where there is a batched int8 product.
 constexpr int64_t kFewTokens = 8, kFewTokensInt8 = 2;
-// Weights that a thread reads at a stretch, where there are as many for it.
+// Bytes of weights that a thread reads at a stretch, where there are as many for it.
 constexpr int64_t kPieceBytes = 512 << 10;
 // From so many tokens on the tile unit pays for the decoding to bf16, where there is one.
 constexpr int64_t kManyTokensTiles = 32;

@@ -104,7 +104,7 @@ TEST(Inspect, FitsTheTerminal) {
   }
 }
 
-TEST(Help, FitsTerminalsHoweverNarrow) {
+TEST(Help, EndsHoweverNarrowTheTerminal) {
   for (int width : {20, 24, 27, 28, 60}) {
     const Outcome r = run_in_terminal({"compress", "--help"}, width);
     EXPECT_EQ(r.code, 0) << width;

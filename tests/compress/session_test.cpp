@@ -38,6 +38,12 @@ class SessionTest : public testing::Test {
     settings.n_measured = 6;
     return settings;
   }
+  // The file of a result, which has the bytes that its plan says.
+  TensorFile written(Session& session, const Result& r) {
+    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
+    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
+    return read_gguf(folder / "out.gguf");
+  }
   std::filesystem::path tiny(const std::string& name) {
     return std::string(MT_TEST_DATA) + "/" + name + ".gguf";
   }
@@ -407,9 +413,7 @@ TEST_F(SessionTest, RefinementThatDoesNotHelpIsLeftOut) {
     ASSERT_FALSE(r.notes.empty());
     const bool out = r.notes.back().starts_with("refinement did not help");
     (out ? left_out : helped) += 1;
-    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
-    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
-    EXPECT_EQ(read_gguf(folder / "out.gguf").find_meta("microtome.refine.steps") == nullptr, out);
+    EXPECT_EQ(written(session, r).find_meta("microtome.refine.steps") == nullptr, out);
   }
   EXPECT_GT(helped, 0);
   EXPECT_GT(left_out, 0);
@@ -433,9 +437,7 @@ TEST_F(SessionTest, FeedbackThatDoesNotHelpIsLeftOut) {
     const bool out = r.notes.back().starts_with("error feedback did not help");
     EXPECT_EQ(out, with > without);
     (out ? left_out : helped) += 1;
-    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
-    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
-    EXPECT_EQ(read_gguf(folder / "out.gguf").find_meta("microtome.feedback") == nullptr, out);
+    EXPECT_EQ(written(session, r).find_meta("microtome.feedback") == nullptr, out);
   }
   EXPECT_GT(helped, 0);
   EXPECT_GT(left_out, 0);
@@ -454,9 +456,7 @@ TEST_F(SessionTest, RefinementLayerByLayerIsSaidAndWritten) {
     });
     EXPECT_EQ(said, by == RefineBy::layer);
     ASSERT_TRUE(r.notes.back().starts_with("refined: ")) << r.notes.back();
-    session.write(folder / "out.gguf", r.refined, r.plan, r.proof);
-    EXPECT_EQ(int64_t(std::filesystem::file_size(folder / "out.gguf")), r.plan.predicted_bytes);
-    EXPECT_EQ(read_gguf(folder / "out.gguf").need_string("microtome.refine.by"),
+    EXPECT_EQ(written(session, r).need_string("microtome.refine.by"),
               by == RefineBy::layer ? "layer" : "model");
     session.finish();  // of its state nothing is left
     for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
