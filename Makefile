@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all of their own set-up on a fresh Debian 12 machine (as root or
 # with sudo); packages and models that are there are not fetched again.
-.PHONY: all demo test acceptance goldens clean
+.PHONY: all demo test test-arm64 acceptance goldens clean
 
 PYTHON := $(firstword $(wildcard /usr/bin/python3) python3)
 
@@ -25,6 +25,10 @@ test:
 	@$(PYTHON) tools/fetch_models.py smol
 	@tools/test.sh
 
+# The NEON kernels and the formats on an emulated arm64 processor (adds that architecture to apt).
+test-arm64:
+	@tools/test_arm64.sh
+
 # Other people's engines judge our files: hours, gigabytes. See tests/acceptance/README.md.
 acceptance: models/judges/.ready
 	@tools/setup.sh tools/packages.txt
@@ -44,4 +48,4 @@ goldens: models/judges/.ready
 	models/judges/bin/python tools/goldens/make_tiny_models.py
 
 clean:
-	rm -rf build build-sanitize build-fuzz build*.log
+	rm -rf build build-sanitize build-fuzz build-arm64 build*.log

@@ -143,6 +143,7 @@ Isa encode_isa();
 // For tests: encoders use at most this from now on. Returns what encode_isa() will say.
 Isa limit_encode_isa(Isa at_most);
 
+#ifdef __x86_64__
 template <class Kernel, class... Args>
 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi,bmi2"))) void run_avx512(
     Args... args) {
@@ -152,6 +153,7 @@ template <class Kernel, class... Args>
 __attribute__((target("avx2,bmi,bmi2"))) void run_avx2(Args... args) {
   Kernel::template run<8>(args...);
 }
+#endif
 template <class Kernel, class... Args>
 void run_baseline(Args... args) {
   Kernel::template run<4>(args...);
@@ -159,14 +161,17 @@ void run_baseline(Args... args) {
 // Kernel::run<W>(args...) with W the lanes of this machine's registers.
 template <class Kernel, class... Args>
 void run_widest(Args... args) {
+#ifdef __x86_64__
   switch (encode_isa()) {
     case Isa::kAvx512:
       return run_avx512<Kernel>(args...);
     case Isa::kAvx2:
       return run_avx2<Kernel>(args...);
     case Isa::kBaseline:
-      return run_baseline<Kernel>(args...);
+      break;
   }
+#endif
+  run_baseline<Kernel>(args...);
 }
 
 // What brings n importances to a mean of 1; 0 where none is positive: then all count alike.

@@ -15,7 +15,7 @@ inline constexpr int kSecondShift = 7, kSecondSteps = 1 << kSecondShift;
 // fused multiply-add per term.
 struct Kernels {
   // "reference", "avx2", "avx512f", "avx512" (with VNNI and VBMI), "avx512bf16" (and BF16),
-  // "avx512amx" (and AMX)
+  // "avx512amx" (and AMX), "neon"
   std::string_view name;
 
   // ---- exact path ----
@@ -93,7 +93,7 @@ struct Kernels {
 
 const Kernels& reference_kernels();
 // The best table that this processor runs, or the one MICROTOME_ISA names (reference, avx2,
-// avx512f, avx512, avx512bf16, avx512amx). Throws Error for a name that is unknown or not supported
+// avx512f, avx512, avx512bf16, avx512amx, neon). Throws Error for a name that is unknown or not supported
 // here.
 const Kernels& select_kernels();
 // Every table this processor runs, reference first: for tests and benchmarks.

@@ -1,10 +1,14 @@
 #include "kernels/peak.h"
 
-#include "kernels/amx.h"
 #include "kernels/attributes.h"
-#include "kernels/avx512_intrinsics.h"
 #include "kernels/kernels.h"
+#ifdef __x86_64__
+#include "kernels/amx.h"
+#include "kernels/avx512_intrinsics.h"
 #include "kernels/tile_config.h"
+#else
+#include <arm_neon.h>
+#endif
 
 namespace mt {
 namespace {
@@ -14,7 +18,11 @@ constexpr int kSums = 12;
 
 // Makes the compiler believe that the register is used and changed: sums that began alike would be
 // computed once.
+#ifdef __x86_64__
 #define MT_OPAQUE(v) __asm__ volatile("" : "+v"(v))
+#else
+#define MT_OPAQUE(v) __asm__ volatile("" : "+w"(v))
+#endif
 
 // A function that takes `next`, an expression of sum[i] and x with `lanes` multiply-adds, kSums
 // times a round.
@@ -36,6 +44,7 @@ constexpr int kSums = 12;
     return rounds * kSums * lanes;                     \
   }
 
+#ifdef __x86_64__
 MT_PEAK(f32_avx2, MT_AVX2, __m256, _mm256_set1_ps(1.0f), 8, _mm256_fmadd_ps(x, x, sum[i]))
 MT_PEAK(f32_avx512, MT_AVX512F, __m512, _mm512_set1_ps(1.0f), 16, _mm512_fmadd_ps(x, x, sum[i]))
 MT_PEAK(bf16_avx512, MT_AVX512BF16, __m512, _mm512_set1_epi32(0x3f803f80), 32,
@@ -45,10 +54,14 @@ MT_PEAK(int8_avx2, MT_AVX2, __m256i, _mm256_set1_epi8(1), 32,
         _mm256_add_epi32(sum[i],
                          _mm256_madd_epi16(_mm256_maddubs_epi16(x, x), _mm256_set1_epi16(1))))
 MT_PEAK(int8_vnni, MT_AVX512, __m512i, _mm512_set1_epi8(1), 64, _mm512_dpbusd_epi32(sum[i], x, x))
+#else
+MT_PEAK(f32_neon, , float32x4_t, vdupq_n_f32(1.0f), 4, vfmaq_f32(sum[i], x, x))
+#endif
 
 #undef MT_PEAK
 #undef MT_OPAQUE
 
+#ifdef __x86_64__
 // ---- tiles ----
 // All 64 bytes are given as the operand: g++ 12's _tile_loadconfig names the address alone and
 // loses the stores that fill it.
@@ -87,6 +100,7 @@ MT_AMX int64_t bf16_amx(int64_t rounds) {
   return rounds * 4 * 16 * 16 * 32;
 }
 #undef MT_AMX
+#endif
 
 }  // namespace
 
@@ -95,6 +109,7 @@ std::vector<Peak> available_peaks() {
   std::string_view best;
   for (const Kernels* table : available_kernels()) best = table->name;
   if (best == "reference") return peaks;
+#ifdef __x86_64__
   const bool avx512 = best.starts_with("avx512"), vnni = avx512 && best != "avx512f";
   peaks.push_back({"f32 fma", avx512 ? f32_avx512 : f32_avx2});
   if (best == "avx512bf16" || best == "avx512amx") peaks.push_back({"bf16 dot", bf16_avx512});
@@ -103,6 +118,9 @@ std::vector<Peak> available_peaks() {
     peaks.push_back({"bf16 amx", bf16_amx});
     peaks.push_back({"int8 amx", int8_amx});
   }
+#else
+  peaks.push_back({"f32 fma", f32_neon});
+#endif
   return peaks;
 }
 

@@ -58,10 +58,12 @@ AttentionKernels reference_attention_kernels(Dtype dtype) {
   return kernels<Dtype::F32>();
 }
 
-AttentionKernels attention_kernels(const Kernels& table, Dtype dtype) {
+AttentionKernels attention_kernels([[maybe_unused]] const Kernels& table, Dtype dtype) {
+#ifdef __x86_64__
   if (table.name == "avx2") return avx2_attention_kernels(dtype);
   if (table.name == "avx512f") return avx512f_attention_kernels(dtype);
   if (table.name.starts_with("avx512")) return avx512_attention_kernels(dtype);
+#endif
   return reference_attention_kernels(dtype);
 }
 

@@ -299,9 +299,12 @@ const Int8Kernels& reference_int8_kernels() {
   return table;
 }
 
-const Int8Kernels* int8_kernels(const Kernels& table) {
+const Int8Kernels* int8_kernels([[maybe_unused]] const Kernels& table) {
+#ifdef __x86_64__
   if (table.name == "avx2" || table.name == "avx512f") return &avx2_int8_kernels();
-  return table.name.starts_with("avx512") ? &avx512_int8_kernels() : nullptr;
+  if (table.name.starts_with("avx512")) return &avx512_int8_kernels();
+#endif
+  return nullptr;
 }
 
 }  // namespace mt

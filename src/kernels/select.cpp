@@ -1,4 +1,6 @@
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -11,6 +13,7 @@
 namespace mt {
 namespace {
 
+#ifdef __x86_64__
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1) != 0;
@@ -34,9 +37,10 @@ bool runs_avx512() {
 bool runs_avx512bf16() {
   return runs_avx512() && __builtin_cpu_supports("avx512bf16");
 }
+#endif
 
 constexpr std::string_view kNames[] = {"reference", "avx2",       "avx512f",
-                                       "avx512",    "avx512bf16", "avx512amx"};
+                                       "avx512",    "avx512bf16", "avx512amx", "neon"};
 
 const Kernels& choose() {
   std::vector<const Kernels*> tables = available_kernels();
@@ -57,11 +61,15 @@ const Kernels& choose() {
 
 std::vector<const Kernels*> available_kernels() {
   std::vector<const Kernels*> tables = {&reference_kernels()};
+#ifdef __x86_64__
   if (runs_avx2()) tables.push_back(&avx2_kernels());
   if (runs_avx512f()) tables.push_back(&avx512f_kernels());
   if (runs_avx512()) tables.push_back(&avx512_kernels());
   if (runs_avx512bf16()) tables.push_back(&avx512bf16_kernels());
   if (runs_avx512bf16() && amx_runs()) tables.push_back(&avx512amx_kernels());
+#elif defined(__aarch64__)
+  tables.push_back(&neon_kernels());
+#endif
   return tables;
 }
 

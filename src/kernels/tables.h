@@ -11,6 +11,7 @@ const Kernels& avx512f_kernels();     // the dot products of AVX2
 const Kernels& avx512_kernels();      // needs VNNI and VBMI
 const Kernels& avx512bf16_kernels();  // and BF16
 const Kernels& avx512amx_kernels();   // and AMX
+const Kernels& neon_kernels();
 
 // Quantised activations of n values (n a multiple of 32), the parts one after another, each
 // padded with zeros to a multiple of 64 bytes and the vector to a multiple of 256 values:
