@@ -135,9 +135,10 @@ Run add(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   app.add_flag("--force", options->force, "Overwrite what exists");
-  app.add_option("--html", options->page, "The HTML page (default: the output's name with .html)")
-      ->type_name("FILE");
-  app.add_flag("--no-html", options->no_page, "Write no HTML page");
+  auto* page = app.add_option("--html", options->page,
+                              "The HTML page (default: the output's name with .html)")
+                   ->type_name("FILE");
+  app.add_flag("--no-html", options->no_page, "Write no HTML page")->excludes(page);
   app.add_option("--plan", options->plan, "Write the plan as JSON too")->type_name("FILE");
   declare_search(app, options->session.settings.search_seconds);
   declare_refine(app, options->refine_steps, options->session.settings.refine_by,

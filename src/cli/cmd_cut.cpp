@@ -52,6 +52,8 @@ int run(Context& context, const Options& options) {
   if (!options.imatrix.empty() && settings.biases)
     throw_error("--biases: an importance matrix holds no mean inputs; give --text instead");
   settings.refine_steps = options.refine_steps.value_or(0);
+  if (settings.refine_by != RefineBy::automatic && settings.refine_steps == 0)
+    throw_error("--refine-by: nothing is refined; give the number of steps with --refine");
   if (!options.imatrix.empty() && settings.refine_steps > 0)
     throw_error("--refine: needs text, which an importance matrix is not; give --text instead");
   for (const Decision& d : plan.decisions)  // those that an edit may have brought in
@@ -77,8 +79,8 @@ int run(Context& context, const Options& options) {
   const Session::Edits edits = session.follow_edits(plan);
   if (settings.imatrix.empty() && !edits.predictions)
     context.note(
-        "there are no predictions in the database: the plan's own stand in the receipt, made "
-        "again or not where it was edited");
+        "the database has no predictions: the report and the receipt state the plan's own, also "
+        "where it was edited since; 'microtome profile' with the same texts makes them");
   if (edits.places > 0) warn_of_missed_goal(context, session, goal, plan);
   if (settings.biases) {  // the plan may have been made without
     plan.predicted_bytes = session.exact_bytes(plan);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <map>
 #include <optional>
 
 #include "base/error.h"
@@ -9,6 +10,7 @@
 #include "cli/command.h"
 #include "cli/kv_options.h"
 #include "cli/session_options.h"
+#include "file/model_hash.h"
 #include "measure/eval.h"
 #include "measure/qa.h"
 #include "model/open.h"
@@ -78,12 +80,13 @@ Json to_json(const QaResult& r) {
 std::string table(const Context& context, const Comparison& c, bool against,
                   const std::string& base_path) {
   const std::string base = base_path.empty() ? "" : fmt::format(", base {} path", base_path);
-  std::string out = wrapped("",
-                            fmt::format("{}: {} windows of {} tokens, {} tokens scored, {} path{}",
-                                        printable(c.corpus), c.n_windows, c.n_ctx,
-                                        grouped(c.n_tokens), c.path, base),
-                            context.out.is_terminal ? context.out.width() : 0, 2) +
-                    "\n";
+  std::string out =
+      wrapped("",
+              fmt::format("{}: {} window{} of {} tokens, {} tokens scored, {} path{}",
+                          printable(c.corpus), c.n_windows, c.n_windows == 1 ? "" : "s", c.n_ctx,
+                          grouped(c.n_tokens), c.path, base),
+              context.out.is_terminal ? context.out.width() : 0, 2) +
+      "\n";
   // Tokens of a window are not independent: the interval, drawn over windows, is the safer one.
   Table t({{""},
            {"value", Table::Align::right},
@@ -187,6 +190,8 @@ int run(Context& context, const Options& options) {
   Path path = options.path == "fast" ? Path::fast : Path::exact;
   const KvTypes types = kv_types(options.kv, path);
   Model model = open_model(options.model);
+  std::map<std::string, std::string> states;  // of the files measured
+  states[options.model] = model_state(options.model);
   auto tokenizer = Tokenizer::open(*model.file);
   bool against = !options.against.empty();
   Json out = {{"model", options.model}};
@@ -199,6 +204,7 @@ int run(Context& context, const Options& options) {
     std::optional<Path> base_path;
     if (against) {
       base = open_model(options.against);
+      states[options.against] = model_state(options.against);
       check_same_tokens(model, *base);
       out["against"] = options.against;
       if (!options.base_path.empty()) {
@@ -253,6 +259,9 @@ int run(Context& context, const Options& options) {
     out["qa"]["file"] = options.qa;
     text += (text.empty() ? "" : "\n") + table(context, r, options.qa);
   }
+  for (const auto& [file, state] : states)
+    if (model_state(file) != state)
+      throw_error("{}: was written to while it was being measured; run again", file);
   if (context.json)
     context.print_json(out);
   else
@@ -263,7 +272,8 @@ int run(Context& context, const Options& options) {
 Run add(CLI::App& app) {
   auto o = std::make_shared<Options>();
   declare_model(app, o->model);
-  app.add_option("--text", o->text, "Measure perplexity on this plain text")->type_name("FILE");
+  auto* text =
+      app.add_option("--text", o->text, "Measure perplexity on this plain text")->type_name("FILE");
   app.add_option("--against", o->against,
                  "Compare with this model (the original): KL divergence and agreement on --text")
       ->type_name("BASE");
@@ -272,6 +282,7 @@ Run add(CLI::App& app) {
       ->type_name("N")
       ->capture_default_str();
   app.add_option("--windows", o->n_windows, "Only the first N windows (default: all)")
+      ->needs(text)
       ->check(within(int64_t{1}, int64_t{1} << 40))
       ->type_name("N");
   app.add_option("--path", o->path, "exact: f32 in a fixed order; fast: quantised kernels")
@@ -285,14 +296,18 @@ Run add(CLI::App& app) {
   app.add_option("--max-kl", o->max_kl, "Exit with 1 where the mean KL exceeds this")
       ->check(within(0.0, 1e9))
       ->type_name("NATS");
-  app.add_option("--qa", o->qa,
-                 "Score multiple-choice questions by log-likelihood: JSON lines of query, choices, "
-                 "gold; or TruthfulQA's array of question and mc1_targets")
-      ->type_name("FILE");
+  auto* qa =
+      app.add_option(
+             "--qa", o->qa,
+             "Score multiple-choice questions by log-likelihood: JSON lines of query, choices, "
+             "gold; or TruthfulQA's array of question and mc1_targets")
+          ->type_name("FILE");
   app.add_option("--qa-separator", o->separator, "Between question and choice")
+      ->needs(qa)
       ->type_name("TEXT")
       ->capture_default_str();
   app.add_option("--limit", o->limit, "Only the first N questions (default: all)")
+      ->needs(qa)
       ->check(within(int64_t{1}, int64_t{1} << 40))
       ->type_name("N");
   app.add_option("--logits", o->logits,

@@ -406,6 +406,11 @@ Run add(CLI::App& app) {
   app.add_option("--stop", o->stops, "End before this text (may be given several times)")
       ->take_all()
       ->expected(1)
+      ->check(CLI::Validator(
+          [](std::string& text) {
+            return std::string(text.empty() ? "An empty text ends nothing" : "");
+          },
+          ""))
       ->type_name("TEXT");
   app.add_option("--path", o->path, "fast: quantised kernels; exact: f32 in a fixed order")
       ->check(CLI::IsMember({"fast", "exact"}))

@@ -252,11 +252,14 @@ void check_output(const std::filesystem::path& output, const std::filesystem::pa
                   bool force) {
   if (output.empty()) throw_error("the name of an output is empty");
   std::error_code none;
+  const bool exists = std::filesystem::exists(output, none);
+  if (none == std::errc::filename_too_long)
+    throw_error("{}: the name is too long; choose a shorter one", output.string());
   if (std::filesystem::equivalent(output, input, none))
     throw_error("{}: is the input; name another file", output.string());
   if (std::filesystem::is_symlink(std::filesystem::symlink_status(output, none)))
     throw_error("{}: is a symbolic link; name the file itself", output.string());
-  if (std::filesystem::exists(output, none)) {
+  if (exists) {
     if (is_part_of(output, input))
       throw_error("{}: is part of the input; name another file", output.string());
     if (!std::filesystem::is_regular_file(output, none))
@@ -272,11 +275,14 @@ void check_output(const std::filesystem::path& output, const std::filesystem::pa
 
 void check_distinct(std::initializer_list<NamedFile> files) {
   std::error_code none;
+  // Absolute first: of a name that does not exist yet, weakly_canonical leaves what is relative.
+  auto settled = [&](const std::filesystem::path& path) {
+    return std::filesystem::weakly_canonical(std::filesystem::absolute(path, none), none);
+  };
   for (auto a = files.begin(); a != files.end(); ++a)
     for (auto b = files.begin(); b != a; ++b) {
       if (a->path.empty() || b->path.empty()) continue;
-      if (std::filesystem::weakly_canonical(a->path, none) ==
-              std::filesystem::weakly_canonical(b->path, none) ||
+      if (settled(a->path) == settled(b->path) ||
           std::filesystem::equivalent(a->path, b->path, none))
         throw_error("{}: is named by both {} and {}; name two files", a->path.string(), b->option,
                     a->option);

@@ -24,21 +24,12 @@ namespace {
 constexpr int64_t kRefinedWeights = 80 * int64_t{500'000'000};  // times steps, by default
 constexpr const char* kNoHash = "0000000000000000000000000000000000000000000000000000000000000000";
 
-// Size and time of writing of every file of a model.
-std::string state_of(const std::filesystem::path& model) {
-  std::string state;
-  for (const auto& file : model_files(model))
-    state += fmt::format("{} {} {}\n", file.string(), std::filesystem::file_size(file),
-                         std::filesystem::last_write_time(file).time_since_epoch().count());
-  return state;
-}
-
 }  // namespace
 
 Session::Session(const Runtime& rt, SessionSettings settings)
     : rt_(rt), settings_(std::move(settings)) {
   auto file = std::make_shared<const TensorFile>(open_model_file(settings_.model));
-  source_state_ = state_of(settings_.model);
+  source_state_ = model_state(settings_.model);
   sha256_ = mt::model_sha256(settings_.model);
   model_ = std::make_unique<Model>(open_model(file));
   tokenizer_ = Tokenizer::open(*file);
@@ -50,9 +41,8 @@ Session::Session(const Runtime& rt, SessionSettings settings)
 }
 Session::~Session() = default;
 
-// The files are mapped: what another program writes into them is read as if it were the model.
 void Session::check_unchanged() const {
-  if (state_of(settings_.model) != source_state_)
+  if (model_state(settings_.model) != source_state_)
     throw_error(
         "{}: was written to while it was being read: measurements made meanwhile are not of it; "
         "delete {} and run again",

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kRowsPredicted = 192;  // of a tensor, per format
 constexpr int64_t kGoalBytes = 160;
+constexpr double kMostLoss = 1e30;  // nats a token: what is kept above it is damaged
 // Nats a token: below this the rounding of f32 sums shows as much as a cut.
 constexpr double kNoise = 1e-6;
 // Of a vector in a GGUF file's directory: lengths of name and shape, the shape, type and offset.
@@ -93,12 +94,18 @@ const Problem& Session::problem() {
     std::vector<Dtype> missing;
     for (size_t o = 0; o < c.dtypes.size(); ++o)
       if (auto v = db_->value(c.key, "predicted_kl", std::string(name(c.dtypes[o])));
-          v && std::isfinite(*v) && *v >= 0)
+          v && *v >= 0 && *v <= kMostLoss)
         losses[o] = *v;
       else
         missing.push_back(c.dtypes[o]);
     if (!missing.empty()) {
       auto found = rounding_loss(rt_, c.source, c.expectations, missing, kRowsPredicted);
+      for (double loss : found)
+        if (!std::isfinite(loss))
+          throw_error(
+              "'{}': what its rounding costs is not finite: weights of the model are "
+              "damaged (NaN, infinite or far too large)",
+              c.tensor);
       db_->begin();
       for (size_t i = 0; i < missing.size(); ++i) {
         db_->put(c.key, "predicted_kl", std::string(name(missing[i])), found[i]);
@@ -403,6 +410,13 @@ Session::Edits Session::follow_edits(Plan& plan) {
   const Candidates known = find_candidates(*model_, settings_.types, nullptr);  // as the problem's
   double before = 0, after = 0;
   int64_t more_bytes = 0;
+  // Places that came or went, as a head does that is tied: bytes that no longer add up.
+  // Metadata and biases; a head of any format is more.
+  const int64_t slack = 1024 + model_->embedding.weight.bytes() / 64;
+  int64_t missing_bytes = plan.predicted_bytes - plan.fixed_bytes;
+  for (const Decision& d : plan.decisions) missing_bytes -= d.chosen.bytes;
+  const bool other_head = plan.fixed_bytes > 0 && std::abs(missing_bytes) > slack;
+  edits.places += other_head;
   for (Decision& d : plan.decisions) {
     const auto c = std::find_if(
         known.all.begin(), known.all.end(),
@@ -417,6 +431,7 @@ Session::Edits Session::follow_edits(Plan& plan) {
     const Option stated = d.chosen;
     d.chosen.bytes = padded(c->source.rows * row_bytes(*dtype, c->source.cols));
     bool edited = d.chosen.bytes != stated.bytes;
+    const bool of_head = other_head && d.place == model_->embedding.name;
     if (edits.predictions) {
       const Place& place = problem().places[static_cast<size_t>(c - known.all.begin())];
       const Option& now = place.options[static_cast<size_t>(dtype - c->dtypes.begin())];
@@ -426,7 +441,7 @@ Session::Edits Session::follow_edits(Plan& plan) {
                 std::any_of(place.options.begin(), place.options.end(), [&](const Option& other) {
                   return other.bytes == stated.bytes && other.loss == stated.loss;
                 });
-      if (edited) {
+      if (edited || of_head) {
         d = decide(place, now);
         ++edits.predicted_again;
       }
@@ -438,7 +453,7 @@ Session::Edits Session::follow_edits(Plan& plan) {
   }
   if (edits.places > 0)
     plan.goal = plan.goal.empty() ? "edited by hand" : plan.goal + ", edited by hand";
-  plan.predicted_bytes += more_bytes;
+  plan.predicted_bytes = other_head ? exact_bytes(plan) : plan.predicted_bytes + more_bytes;
   if (edits.places + edits.predicted_again > 0) plan.optimality_gap = -1;
   if (edits.predicted_again > 0) {
     // A plan for a KL carries what was measured of it in its total.

@@ -43,8 +43,10 @@ Decisions decisions_of(const Plan& plan, const std::map<std::string, LinearMap*>
     if (!decisions.emplace(d.place, &d).second) throw_error("the plan decides '{}' twice", d.place);
     const Weight& w = it->second->weight;
     const DtypeInfo& format = info(d.chosen.dtype);
-    if (!d.chosen.keep && d.chosen.dtype != w.dtype &&
-        (!format.encodes || w.cols % format.block_length))
+    if (!d.chosen.keep && d.chosen.dtype != w.dtype && !format.encodes)
+      throw_error("the plan asks for {} in '{}', a format that is read here and not written",
+                  format.name, d.place);
+    if (!d.chosen.keep && d.chosen.dtype != w.dtype && w.cols % format.block_length)
       throw_error("the plan asks for {} in '{}', whose rows of {} it cannot hold", format.name,
                   d.place, w.cols);
   }

@@ -26,9 +26,10 @@ auto floats_of(State& state) {
                     &state.latent,     &state.latent_mean, &state.latent_square};
 }
 
-std::string head_of(const std::string& key, const RefineState& state) {
-  return fmt::format("{}{}\n{:20}\n{:20}\n{:20}\n{:20}\n", kVersion, key, state.losses.size(),
-                     state.master.size(), state.sub_latent.size(), state.latent.size());
+// sha256: of what follows the head, part by part.
+std::string head_of(const std::string& key, const RefineState& state, const std::string& sha256) {
+  return fmt::format("{}{}\n{:20}\n{:20}\n{:20}\n{:20}\n{}\n", kVersion, key, state.losses.size(),
+                     state.master.size(), state.sub_latent.size(), state.latent.size(), sha256);
 }
 
 }  // namespace
@@ -68,8 +69,10 @@ std::string refine_key(const Model& original, const Model& cut,
 
 void save_refine_state(const std::filesystem::path& path, const std::string& key,
                        const RefineState& state) {
+  std::string hashes = sha256_hex(bytes_of(state.losses));
+  for (const auto* values : floats_of(state)) hashes += sha256_hex(bytes_of(*values));
   AtomicFile file(path);
-  file.write(head_of(key, state));
+  file.write(head_of(key, state, sha256_hex(hashes)));
   file.write(bytes_of(state.losses));
   for (const auto* values : floats_of(state)) file.write(bytes_of(*values));
   file.commit();
@@ -186,18 +189,27 @@ bool load_refine_state(const std::filesystem::path& path, const std::string& key
   const auto file = MappedFile::open(path);
   const auto bytes = file->bytes();
   // The number of steps is read from the file's size, then the whole head is held against it.
-  const size_t head = head_of(key, state).size();
+  const size_t head = head_of(key, state, std::string(64, '0')).size();
   size_t floats = 0;
   for (const auto* values : floats_of(state)) floats += values->size() * sizeof(float);
   if (bytes.size() < head + floats || (bytes.size() - head - floats) % sizeof(double)) return false;
   const std::vector<double> losses = state.losses;
   state.losses.resize((bytes.size() - head - floats) / sizeof(double));
-  const std::string expected = head_of(key, state);
+  std::string hashes;
+  size_t at = head;
+  auto hash = [&](const auto& values) {
+    const size_t n = values.size() * sizeof(values[0]);
+    hashes += sha256_hex(bytes.subspan(at, n));
+    at += n;
+  };
+  hash(state.losses);
+  for (const auto* values : floats_of(state)) hash(*values);
+  const std::string expected = head_of(key, state, sha256_hex(hashes));
   if (std::memcmp(bytes.data(), expected.data(), head) != 0) {
     state.losses = losses;
     return false;
   }
-  size_t at = head;
+  at = head;
   auto read = [&](auto& values) {
     const size_t n = values.size() * sizeof(values[0]);
     if (n) std::memcpy(values.data(), bytes.data() + at, n);

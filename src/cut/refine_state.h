@@ -27,7 +27,7 @@ std::string refine_key(const Model& original, const Model& cut,
 // Through AtomicFile: the old state or the new one. Throws Error.
 void save_refine_state(const std::filesystem::path& path, const std::string& key,
                        const RefineState& state);
-// False, and state unchanged, where there is no file, or it is no state of this key and size.
+// False, and state unchanged, where there is no file, or it is none of this key, size and hash.
 bool load_refine_state(const std::filesystem::path& path, const std::string& key,
                        RefineState& state);
 

@@ -1,5 +1,7 @@
 #include "file/model_hash.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <set>
 
@@ -32,6 +34,14 @@ std::vector<std::filesystem::path> model_files(const std::filesystem::path& path
   std::sort(files.begin(), files.end(),
             [](const auto& a, const auto& b) { return a.filename() < b.filename(); });
   return files;
+}
+
+std::string model_state(const std::filesystem::path& path) {
+  std::string state;
+  for (const auto& file : model_files(path))
+    state += fmt::format("{} {} {}\n", file.string(), std::filesystem::file_size(file),
+                         std::filesystem::last_write_time(file).time_since_epoch().count());
+  return state;
 }
 
 std::string model_sha256(const std::filesystem::path& path) {

@@ -19,8 +19,12 @@ class DenormalsAreZero {
 #ifdef __x86_64__
   using Word = unsigned;
   static constexpr Word kBits = 0x8040;
-  static Word get() { return _mm_getcsr(); }
-  static void set(Word word) { _mm_setcsr(word); }
+  static Word get() {
+    return _mm_getcsr();
+  }
+  static void set(Word word) {
+    _mm_setcsr(word);
+  }
 #else
   using Word = uint64_t;
   static constexpr Word kBits = 1 << 24;
@@ -29,7 +33,9 @@ class DenormalsAreZero {
     asm volatile("mrs %0, fpcr" : "=r"(word));
     return word;
   }
-  static void set(Word word) { asm volatile("msr fpcr, %0" : : "r"(word)); }
+  static void set(Word word) {
+    asm volatile("msr fpcr, %0" : : "r"(word));
+  }
 #endif
 
   Word before_;

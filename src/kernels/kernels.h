@@ -93,8 +93,8 @@ struct Kernels {
 
 const Kernels& reference_kernels();
 // The best table that this processor runs, or the one MICROTOME_ISA names (reference, avx2,
-// avx512f, avx512, avx512bf16, avx512amx, neon). Throws Error for a name that is unknown or not supported
-// here.
+// avx512f, avx512, avx512bf16, avx512amx, neon). Throws Error for a name that is unknown or not
+// supported here.
 const Kernels& select_kernels();
 // Every table this processor runs, reference first: for tests and benchmarks.
 std::vector<const Kernels*> available_kernels();

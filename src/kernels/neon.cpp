@@ -197,8 +197,8 @@ void gelu_mul(const float* g, const float* u, float* y, int64_t n) {
   using namespace exp_constants;
   const float32x4_t one = vdupq_n_f32(1.0f);
   by_fours(g, u, y, n, [&](float32x4_t x, float32x4_t up) {
-    const float32x4_t w = vmulq_f32(
-        vfmaq_f32(vdupq_n_f32(gelu_linear), vmulq_f32(x, x), vdupq_n_f32(gelu_cubic)), x);
+    const float32x4_t w =
+        vmulq_f32(vfmaq_f32(vdupq_n_f32(gelu_linear), vmulq_f32(x, x), vdupq_n_f32(gelu_cubic)), x);
     return vmulq_f32(vdivq_f32(x, vaddq_f32(one, exponential(w))), up);
   });
 }
@@ -244,25 +244,24 @@ MT_DOTPROD inline int32x4_t products_dot(int8x16_t a, int8x16_t b) {
 }
 
 // What a row's codes of `depth` inputs give with activations at `q`, from input `first` on.
-#define MT_ROW_DOT(name, isa, products)                                                        \
-  isa float name(const Int8Row& row, bool by_16, bool has_min, int64_t depth, int64_t first,   \
-                 const QuantisedLayout& layout, const std::byte* q) {                          \
-    const auto* codes = reinterpret_cast<const int8_t*>(q + layout.q) + first;                 \
-    const auto* d = reinterpret_cast<const float*>(q + layout.d) + first / 32;                 \
-    const auto* sums = reinterpret_cast<const float*>(q + layout.sum) + first / 16;            \
-    float total = 0;                                                                           \
-    for (int64_t g = 0; g < depth / 32; ++g) {                                                 \
-      const int32x4_t a = products(vld1q_s8(row.codes + 32 * g), vld1q_s8(codes + 32 * g));    \
-      const int32x4_t b =                                                                      \
-          products(vld1q_s8(row.codes + 32 * g + 16), vld1q_s8(codes + 32 * g + 16));          \
-      const float scaled =                                                                     \
-          by_16 ? row.scale[2 * g] * static_cast<float>(vaddvq_s32(a)) +                       \
-                      row.scale[2 * g + 1] * static_cast<float>(vaddvq_s32(b))                 \
-                : row.scale[g] * static_cast<float>(vaddvq_s32(vaddq_s32(a, b)));              \
-      total += d[g] * scaled;                                                                  \
-      if (has_min) total += row.min[g] * (sums[2 * g] + sums[2 * g + 1]);                      \
-    }                                                                                          \
-    return total;                                                                              \
+#define MT_ROW_DOT(name, isa, products)                                                            \
+  isa float name(const Int8Row& row, bool by_16, bool has_min, int64_t depth, int64_t first,       \
+                 const QuantisedLayout& layout, const std::byte* q) {                              \
+    const auto* codes = reinterpret_cast<const int8_t*>(q + layout.q) + first;                     \
+    const auto* d = reinterpret_cast<const float*>(q + layout.d) + first / 32;                     \
+    const auto* sums = reinterpret_cast<const float*>(q + layout.sum) + first / 16;                \
+    float total = 0;                                                                               \
+    for (int64_t g = 0; g < depth / 32; ++g) {                                                     \
+      const int32x4_t a = products(vld1q_s8(row.codes + 32 * g), vld1q_s8(codes + 32 * g));        \
+      const int32x4_t b =                                                                          \
+          products(vld1q_s8(row.codes + 32 * g + 16), vld1q_s8(codes + 32 * g + 16));              \
+      const float scaled = by_16 ? row.scale[2 * g] * static_cast<float>(vaddvq_s32(a)) +          \
+                                       row.scale[2 * g + 1] * static_cast<float>(vaddvq_s32(b))    \
+                                 : row.scale[g] * static_cast<float>(vaddvq_s32(vaddq_s32(a, b))); \
+      total += d[g] * scaled;                                                                      \
+      if (has_min) total += row.min[g] * (sums[2 * g] + sums[2 * g + 1]);                          \
+    }                                                                                              \
+    return total;                                                                                  \
   }
 MT_ROW_DOT(row_dot_plain, , products_plain)
 MT_ROW_DOT(row_dot_dotprod, MT_DOTPROD, products_dot)

@@ -39,8 +39,8 @@ bool runs_avx512bf16() {
 }
 #endif
 
-constexpr std::string_view kNames[] = {"reference", "avx2",       "avx512f",
-                                       "avx512",    "avx512bf16", "avx512amx", "neon"};
+constexpr std::string_view kNames[] = {"reference",  "avx2",      "avx512f", "avx512",
+                                       "avx512bf16", "avx512amx", "neon"};
 
 const Kernels& choose() {
   std::vector<const Kernels*> tables = available_kernels();

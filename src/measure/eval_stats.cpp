@@ -143,6 +143,16 @@ WindowStats WindowStats::unpack(std::span<const float> packed) {
   take(w.nll);
   if (base)
     for (auto* v : {&w.base_nll, &w.kl, &w.dp, &w.same_top}) take(*v);
+  // Rounding may take what cannot be below 0 a little below it.
+  constexpr float kSlack = 1e-3f;
+  auto check = [](const std::vector<float>& values, float low, float high) {
+    for (float x : values)
+      if (!(x >= low && x <= high)) throw_error("stored window: a figure of {} is impossible", x);
+  };
+  constexpr float kMost = 1e4f;  // nats a token
+  for (const auto* v : {&w.nll, &w.base_nll, &w.kl}) check(*v, -kSlack, kMost);
+  check(w.dp, -1 - kSlack, 1 + kSlack);
+  check(w.same_top, 0, 1);
   return w;
 }
 

@@ -77,6 +77,9 @@ class QuestionReader {
   Question checked(Question q) const {
     if (q.choices.size() < 2)
       throw_error("{}: expected at least 2 choices, found {}", place_, q.choices.size());
+    // An empty text has a probability of 1 and would win every time.
+    for (const std::string& choice : q.choices)
+      if (choice.empty()) throw_error("{}: a choice is empty", place_);
     if (q.gold < 0 || q.gold >= std::ssize(q.choices))
       throw_error("{}: expected the right choice from 0 to {}, found {}", place_,
                   q.choices.size() - 1, q.gold < 0 ? "none" : std::to_string(q.gold));

@@ -254,9 +254,20 @@ TEST_F(CompressProgram, APlanEditedByHandIsCarriedOut) {
   // Without measurements that is not possible, and it is said.
   r = cut(edited, {"--db", folder / "empty.db", "--no-proof"});
   EXPECT_EQ(r.code, 0) << r.err;
-  EXPECT_SAYS(r.err, "no predictions in the database");
+  EXPECT_SAYS(r.err, "the database has no predictions");
   EXPECT_EQ(predicted(), plan.at("predicted_kl").get<double>());
   EXPECT_EQ(goal(), "--size 80kB, edited by hand");
+  // A head that is tied by hand is an edit too.
+  json tied = plan;
+  tied["head"] = "tied";
+  tied["tied_source"] = "token_embd.weight";
+  json& places = tied.at("places");
+  places.erase(std::find_if(places.begin(), places.end(),
+                            [](const json& p) { return p.at("place") == "output.weight"; }));
+  r = cut(tied);
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_EQ(goal(), "--size 80kB, edited by hand");
+  EXPECT_GT(predicted().value_or(0), 10 * plan.at("predicted_kl").get<double>());
   // What is kept cannot change its format.
   edited.at("places").at(2)["keep"] = true;
   r = cut(edited);

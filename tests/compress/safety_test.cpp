@@ -70,10 +70,28 @@ TEST_F(CompressSafety, OneFileMayNotServeTwoPurposes) {
     EXPECT_SAYS(r.err, "is named by both");
     EXPECT_EQ(files(), (std::set<std::string>{"tiny_llama.gguf"}));
   }
-  const auto r = run_program(
+  auto r = run_program(
       small({"plan", model, "--size", "80kB", "-o", out, "--tensor-types", folder / "./out.gguf"}));
   EXPECT_EQ(r.code, 2);
   EXPECT_SAYS(r.err, "is named by both");
+  // A bare name of a file that does not exist yet, spelled in two ways.
+  const fs::path before = fs::current_path();
+  fs::current_path(folder.path());
+  r = run_program(
+      small({"compress", model, "--size", "80kB", "-o", "out.gguf", "--html", "./out.gguf"}));
+  fs::current_path(before);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_SAYS(r.err, "is named by both");
+  EXPECT_EQ(files(), (std::set<std::string>{"tiny_llama.gguf"}));
+}
+
+TEST_F(CompressSafety, ANameThatIsTooLongIsRefusedBeforeAnyWork) {
+  for (const std::string& name : {std::string(300, 'x'), std::string(252, 'x')}) {
+    const auto r = run_program(small({"compress", model, "--size", "80kB", "-o", folder / name}));
+    EXPECT_EQ(r.code, 2);
+    EXPECT_SAYS(r.err, "the name is too long");  // of the file, or of the page beside it
+    EXPECT_EQ(files(), (std::set<std::string>{"tiny_llama.gguf"}));
+  }
 }
 
 TEST_F(CompressSafety, TwoAtOnceShareTheirMeasurements) {

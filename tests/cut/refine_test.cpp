@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <fstream>
 #include <random>
 
 #include "base/error.h"
@@ -248,6 +249,15 @@ TEST_F(RefineTest, InterruptedItGoesOnAndEndsAlike) {
                                std::filesystem::file_size(settings.checkpoint) - 4);
   refine(rt_, model, cut, windows, settings);
   EXPECT_EQ(steps.size(), 22u);
+  {
+    std::fstream state(settings.checkpoint, std::ios::in | std::ios::out | std::ios::binary);
+    state.seekg(-1, std::ios::end);
+    const int last = state.get();
+    state.seekp(-1, std::ios::end);
+    state.put(static_cast<char>(last ^ 0x80));
+  }
+  refine(rt_, model, cut, windows, settings);
+  EXPECT_EQ(steps.size(), 33u);
   std::filesystem::remove_all(folder);
 }
 

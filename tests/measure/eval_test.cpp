@@ -193,6 +193,18 @@ TEST(WindowStats, RefusesWhatIsNoPackedWindow) {
   EXPECT_EQ(WindowStats::unpack(std::vector<float>{1, 0, 5}).nll[0], 5);
 }
 
+TEST(WindowStats, RefusesWhatNoMeasurementGives) {
+  // count, flag, nll, base nll, KL, change of p, same top
+  const std::vector<float> right = {1, 1, 2, 2, 0.1f, -0.5f, 1};
+  EXPECT_EQ(WindowStats::unpack(right).kl[0], 0.1f);
+  for (const auto& [at, value] : std::vector<std::pair<size_t, float>>{
+           {2, NAN}, {2, -3}, {3, INFINITY}, {4, -3}, {4, NAN}, {5, 2}, {6, 5}, {6, -1}}) {
+    std::vector<float> wrong = right;
+    wrong[at] = value;
+    EXPECT_THROW(WindowStats::unpack(wrong), Error) << at << " " << value;
+  }
+}
+
 TEST(Eval, PerplexityIsItsDefinition) {
   ThreadPool pool(2);
   Runtime rt{select_kernels(), pool};

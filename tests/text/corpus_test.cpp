@@ -132,6 +132,7 @@ TEST(Questions, BothFormsAreReadAndErrorsNameTheLine) {
       {"{\"query\": \"q\", \"choices\": {}}", "'choices': expected an array"},
       {"{\"query\": \"q\", \"choices\": [1, 2]}", "'choices': expected text, found 1"},
       {"{\"query\": \"q\", \"choices\": [\"a\"], \"gold\": 0}", "at least 2 choices, found 1"},
+      {"{\"query\": \"q\", \"choices\": [\"a\", \"\"], \"gold\": 0}", "a choice is empty"},
       {"{\"query\": \"q\", \"choices\": [\"a\", \"b\"], \"gold\": \"a\"}", "expected an integer"},
       {"3", "line 1: expected an object, found 3"},
       {"[1, 2]", "question 0: expected an object, found 1"},
