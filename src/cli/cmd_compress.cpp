@@ -60,6 +60,7 @@ int run(Context& context, const Options& options) {
   warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   const auto [plan, cut, refined, proof, notes] =
       carry_out(session, goal, [&](const std::string& note) { context.note(note); });
+  note_windows(context, session);
   check_output(options.output, settings.model, options.force);  // hours may have passed
   session.write(options.output, refined, plan, proof, options.force);
 

@@ -74,6 +74,7 @@ int run(Context& context, const Options& options) {
   std::vector<std::string> notes;
   const Plan plan = planned(session, *goal, notes);
   for (const std::string& note : notes) context.note(note);
+  note_windows(context, session);
   if (!options.tensor_types.empty()) write_text(options.tensor_types, tensor_type_file(plan));
   if (!options.output.empty()) write_text(options.output, to_json(plan));
   if (context.json || options.output.empty()) {
@@ -81,7 +82,9 @@ int run(Context& context, const Options& options) {
     return exit_done;
   }
   if (goal->max_kl)
-    context.note("by prediction alone; compress measures, and plans again where that misses");
+    context.note(
+        "by prediction alone, the sum of the places' losses (a plan for a size states what was "
+        "measured of it as a whole); compress measures, and plans again where that misses");
   context.print(fmt::format(
       "{}: {} bytes, predicted KL {} nats a token{}\n{}plan: {}\n", printable(plan.goal),
       grouped(plan.predicted_bytes), readable_number(plan.predicted_kl),
@@ -121,12 +124,13 @@ Run add(CLI::App& app) {
 
 }  // namespace
 
-const Command plan_command = {.name = "plan",
-                              .summary = "Decide the format of every tensor for a size or a loss",
-                              .examples =
-                                  "microtome plan model.gguf --size 75MB -o plan.json\n"
-                                  "microtome plan model.gguf --bpw 4.5 --tensor-types types.txt\n"
-                                  "microtome plan model.gguf --frontier 12",
-                              .add = add};
+const Command plan_command = {
+    .name = "plan",
+    .summary = "Decide the format of every tensor for a size or a loss",
+    .examples =
+        "microtome plan model.gguf --size 75MB -o plan.json\n"
+        "microtome plan model.gguf --bpw 4.5 -o plan.json --tensor-types types.txt\n"
+        "microtome plan model.gguf --frontier 12",
+    .add = add};
 
 }  // namespace mt::cli

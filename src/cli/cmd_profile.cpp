@@ -24,6 +24,7 @@ int run(Context& context, const Options& options) {
   Session session(context.runtime(), settings);
   warn_beyond_training(context, session.model().context_length, settings.n_ctx);
   const Problem& problem = session.problem();
+  note_windows(context, session);
   if (!options.imatrix.empty()) write_imatrix(options.imatrix, session.imatrix());
 
   Json places = Json::array();

@@ -296,6 +296,17 @@ void check_texts(const SessionSettings& settings,
       check_distinct({{"--text", parse_text_source(text).path}, {"an output", output}});
 }
 
+void note_windows(Context& context, Session& session) {
+  const SessionSettings& asked = session.settings();
+  const Calibration& got = session.calibration();
+  const auto n = std::ssize(got.windows), n_proof = std::ssize(got.proof);
+  if (n < asked.n_windows || n_proof < asked.n_proof_windows)
+    context.note(
+        fmt::format("the text holds {} windows to calibrate on and {} for the proof, fewer than "
+                    "were asked for",
+                    n, n_proof));
+}
+
 std::filesystem::path db_name(const SessionSettings& settings) {
   return settings.db.empty() ? std::filesystem::path(settings.model.string() + ".microtome.db")
                              : settings.db;

@@ -59,11 +59,14 @@ struct NamedFile {
 };
 void check_distinct(std::initializer_list<NamedFile> files);
 
-// The database of these settings, or where it will most likely be.
 // Throws Error where an output would take a calibration text's place.
 void check_texts(const SessionSettings& settings,
                  std::initializer_list<std::filesystem::path> outputs);
 
+// A note where the texts hold fewer windows than were asked for.
+void note_windows(Context& context, Session& session);
+
+// The database of these settings, or where it will most likely be.
 std::filesystem::path db_name(const SessionSettings& settings);
 
 // A text file, whole or not at all.

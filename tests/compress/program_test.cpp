@@ -113,9 +113,13 @@ TEST_F(CompressProgram, TextOfTheUsersOwn) {
   compress("again.gguf", {"--text", folder / "a.txt"});
   EXPECT_EQ(bytes_of(folder / "again.gguf"), bytes_of(folder / "one.gguf"));
 
+  auto r = run_program({"profile", model, "--text", folder / "a.txt", "--n-ctx", "32", "--windows",
+                        "100000", "--measured", "0"});
+  EXPECT_EQ(r.code, 0) << r.err;
+  EXPECT_SAYS(r.err, "fewer than were asked for");
   test::write_bytes(folder / "short.txt", "too short");
-  auto r = run_program(small({"compress", model, "--size", "75kB", "-o", folder / "x.gguf",
-                              "--text", folder / "short.txt"}));
+  r = run_program(small({"compress", model, "--size", "75kB", "-o", folder / "x.gguf", "--text",
+                         folder / "short.txt"}));
   EXPECT_EQ(r.code, 2);
   EXPECT_SAYS(r.err, "short.txt: text too short");
   r = run_program(small({"compress", model, "--size", "75kB", "-o", folder / "x.gguf", "--text",
