@@ -11,8 +11,8 @@
 #include "kernels/int8_codes.h"
 #include "kernels/tables.h"
 
-// NEON: the reference's 16 lanes are four vector registers. What is left to the reference
-// (rotations, transposing, decoding, activations' rounding) moves few bytes.
+// NEON: the reference's 16 lanes are four vector registers. Rotations, transposing, decoding and
+// the rounding of activations are the reference's own.
 namespace mt {
 namespace {
 
