@@ -410,8 +410,8 @@ Session::Edits Session::follow_edits(Plan& plan) {
   const Candidates known = find_candidates(*model_, settings_.types, nullptr);  // as the problem's
   double before = 0, after = 0;
   int64_t more_bytes = 0;
-  // Places that came or went, as a head does that is tied: bytes that no longer add up.
-  // Metadata and biases; a head of any format is more.
+  // Where a head was tied or untied by hand the bytes no longer add up: by more than metadata and
+  // biases are, by less than a head in any format.
   const int64_t slack = 1024 + model_->embedding.weight.bytes() / 64;
   int64_t missing_bytes = plan.predicted_bytes - plan.fixed_bytes;
   for (const Decision& d : plan.decisions) missing_bytes -= d.chosen.bytes;

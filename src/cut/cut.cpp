@@ -43,10 +43,11 @@ Decisions decisions_of(const Plan& plan, const std::map<std::string, LinearMap*>
     if (!decisions.emplace(d.place, &d).second) throw_error("the plan decides '{}' twice", d.place);
     const Weight& w = it->second->weight;
     const DtypeInfo& format = info(d.chosen.dtype);
-    if (!d.chosen.keep && d.chosen.dtype != w.dtype && !format.encodes)
+    const bool written = !d.chosen.keep && d.chosen.dtype != w.dtype;
+    if (written && !format.encodes)
       throw_error("the plan asks for {} in '{}', a format that is read here and not written",
                   format.name, d.place);
-    if (!d.chosen.keep && d.chosen.dtype != w.dtype && w.cols % format.block_length)
+    if (written && w.cols % format.block_length)
       throw_error("the plan asks for {} in '{}', whose rows of {} it cannot hold", format.name,
                   d.place, w.cols);
   }

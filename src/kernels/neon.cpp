@@ -168,14 +168,6 @@ void by_fours(const float* x, const float* z, float* y, int64_t n, F&& f) {
   std::copy_n(a, n - i, y + i);
 }
 
-// 16 lanes to one, as the reference adds them.
-template <class T>
-T add_pairwise(T (&lane)[16]) {
-  for (int w = 8; w > 0; w /= 2)
-    for (int l = 0; l < w; ++l) lane[l] = lane[l] + lane[l + w];
-  return lane[0];
-}
-
 double exp_sum(float* x, int64_t n, float shift) {
   by_fours(x, x, x, n, [&](float32x4_t v, float32x4_t) {
     return exponential(vsubq_f32(v, vdupq_n_f32(shift)));

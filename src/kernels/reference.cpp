@@ -8,6 +8,16 @@
 
 // The specification of every kernel: plain loops, one rounding per written operation.
 namespace mt {
+
+template <class T>
+T add_pairwise(T (&lane)[16]) {
+  for (int w = 8; w > 0; w /= 2)
+    for (int l = 0; l < w; ++l) lane[l] = lane[l] + lane[l + w];
+  return lane[0];
+}
+template float add_pairwise(float (&)[16]);
+template double add_pairwise(double (&)[16]);
+
 namespace {
 
 void gemm_panel(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
@@ -39,14 +49,6 @@ float exponential(float x) {
   if (x < lowest) y = 0.0f;
   if (x > highest) y = std::numeric_limits<float>::infinity();
   return y;
-}
-
-// 16 lanes to one: lane l takes lane l + 8, then l + 4, l + 2, l + 1.
-template <class T>
-T add_pairwise(T (&lane)[16]) {
-  for (int w = 8; w > 0; w /= 2)
-    for (int l = 0; l < w; ++l) lane[l] = lane[l] + lane[l + w];
-  return lane[0];
 }
 
 double exp_sum(float* x, int64_t n, float shift) {

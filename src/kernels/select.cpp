@@ -67,7 +67,7 @@ std::vector<const Kernels*> available_kernels() {
   if (runs_avx512()) tables.push_back(&avx512_kernels());
   if (runs_avx512bf16()) tables.push_back(&avx512bf16_kernels());
   if (runs_avx512bf16() && amx_runs()) tables.push_back(&avx512amx_kernels());
-#elif defined(__aarch64__)
+#else
   tables.push_back(&neon_kernels());
 #endif
   return tables;

@@ -13,6 +13,10 @@ const Kernels& avx512bf16_kernels();  // and BF16
 const Kernels& avx512amx_kernels();   // and AMX
 const Kernels& neon_kernels();
 
+// 16 lanes to one: lane l takes lane l + 8, then l + 4, l + 2, l + 1. Of float and of double.
+template <class T>
+T add_pairwise(T (&lane)[16]);
+
 // Quantised activations of n values (n a multiple of 32), the parts one after another, each
 // padded with zeros to a multiple of 64 bytes and the vector to a multiple of 256 values:
 //   f32  x[n]         the activations themselves, for F32, F16 and BF16 weights
