@@ -95,14 +95,13 @@ Json to_json(const Facts& f, const TensorFile& file, const Options& options) {
   out["sizes"] = to_json(f.sizes);
   out["dtypes"] = std::move(dtypes);
   if (f.memory) {
-    out["memory"] = {
-        {"n_ctx", f.memory->n_ctx},
-        {"weights", f.memory->weights},
-        {"cache_type_k", kv_name(f.memory->kv_types.keys, f.memory->kv_types.keys_of)},
-        {"cache_type_v", kv_name(f.memory->kv_types.values, f.memory->kv_types.values_of)},
-        {"kv_cache", f.memory->kv_cache},
-        {"logits", f.memory->logits},
-        {"total", f.memory->total()}};
+    out["memory"] = {{"n_ctx", f.memory->n_ctx},
+                     {"weights", f.memory->weights},
+                     {"cache_type_k", kv_name(f.memory->kv_types, KvPart::keys)},
+                     {"cache_type_v", kv_name(f.memory->kv_types, KvPart::values)},
+                     {"kv_cache", f.memory->kv_cache},
+                     {"logits", f.memory->logits},
+                     {"total", f.memory->total()}};
     if (f.memory->kv_cache_windowed)
       out["memory"]["kv_cache_windowed"] = f.memory->kv_cache_windowed;
   }

@@ -23,7 +23,7 @@ std::vector<KvTypes> kv_type_list(const KvOptions& options, Path path);
 KvTypes kv_types(const KvOptions& options, Path path);
 
 // "F16", "Q8_0:0-1=F16"; or keys and values where they differ: "Q8_0/F16".
-std::string kv_name(Dtype dtype, const std::vector<LayerType>& of);
+std::string kv_name(const KvTypes& types, KvPart part);
 std::string kv_name(const KvTypes& types);
 
 }  // namespace mt::cli

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cassert>
+#include <vector>
 
 #include "dtype/half.h"
 #include "kernels/attention.h"
@@ -120,6 +121,81 @@ MT_AVX2 void scores_by_channel(int64_t heads, int64_t n_strips, int64_t d, const
     }
 }
 
+// The same of a block that was rounded before RoPE. q: by places, turned back by the block's
+// position.
+template <int H>
+MT_AVX2 void turned_scores_of_part(int64_t d, const float* q, const std::byte* block,
+                                   const float* lanes, int64_t part, float* s, int64_t lds) {
+  const int64_t pairs = d / 2;
+  const std::byte* codes = block + (4 + part / 2 * 8) * d + part % 2 * 32;
+  const __m256i fifteen = _mm256_set1_epi32(15);
+  __m256 sum[H];
+  MT_UNROLL
+  for (int h = 0; h < H; ++h) sum[h] = _mm256_setzero_ps();
+  for (int64_t i = 0; i < pairs; i += 8) {
+    alignas(32) float scale[2][8], low[2][8];
+    __m256i word[2];
+    MT_UNROLL
+    for (int y = 0; y < 2; ++y) {
+      const int64_t at = i + y * pairs;
+      _mm256_store_ps(scale[y], half_8(block + at * 2));
+      _mm256_store_ps(low[y], half_8(block + (d + at) * 2));
+      word[y] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + at / 8 * kStrip * 4));
+    }
+    MT_UNROLL
+    for (int c = 0; c < 8; ++c) {
+      __m256 key[2];
+      MT_UNROLL
+      for (int y = 0; y < 2; ++y) {
+        const __m256i code =
+            _mm256_and_si256(_mm256_srli_epi32(word[y], c < 4 ? 8 * c : 8 * (c - 4) + 4), fifteen);
+        key[y] = _mm256_fmadd_ps(_mm256_broadcast_ss(scale[y] + c), _mm256_cvtepi32_ps(code),
+                                 _mm256_broadcast_ss(low[y] + c));
+      }
+      const float* turn = lanes + (i + c) * 2 * kChannelBlock + part * 8;
+      const __m256 cos = _mm256_loadu_ps(turn), sin = _mm256_loadu_ps(turn + kChannelBlock);
+      const __m256 x = _mm256_fmsub_ps(key[0], cos, _mm256_mul_ps(key[1], sin));
+      const __m256 y = _mm256_fmadd_ps(key[0], sin, _mm256_mul_ps(key[1], cos));
+      MT_UNROLL
+      for (int h = 0; h < H; ++h) {
+        sum[h] = _mm256_fmadd_ps(x, _mm256_broadcast_ss(q + h * d + i + c), sum[h]);
+        sum[h] = _mm256_fmadd_ps(y, _mm256_broadcast_ss(q + h * d + pairs + i + c), sum[h]);
+      }
+    }
+  }
+  MT_UNROLL
+  for (int h = 0; h < H; ++h) _mm256_storeu_ps(s + h * lds + part * 8, sum[h]);
+}
+
+MT_AVX2 void turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64_t d,
+                           const float* q, int64_t ldq, const std::byte* keys,
+                           const KeyTurns& turns, float* s, int64_t lds) {
+  constexpr auto one = turned_scores_of_part<1>, two = turned_scores_of_part<2>,
+                 three = turned_scores_of_part<3>, four = turned_scores_of_part<4>;
+  const int64_t pairs = d / 2;
+  std::vector<float> placed(static_cast<size_t>(heads * d)), turned(placed.size());
+  for (int64_t h = 0; h < heads; ++h)
+    for (int64_t i = 0; i < d; ++i) placed[size_t(h * d + i)] = q[h * ldq + turns.channel[i]];
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    const float* cos = turns.blocks + (first + b) * d;
+    const float* sin = cos + pairs;
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* x = placed.data() + h * d;
+      float* to = turned.data() + h * d;
+      for (int64_t i = 0; i < pairs; ++i) {
+        to[i] = x[i] * cos[i] + x[pairs + i] * sin[i];
+        to[pairs + i] = x[pairs + i] * cos[i] - x[i] * sin[i];
+      }
+    }
+    for (int64_t h = 0; h < heads; h += 4) {
+      const auto some = heads - h >= 4 ? four : heads - h == 3 ? three : heads - h == 2 ? two : one;
+      for (int64_t part = 0; part < 4; ++part)
+        some(d, turned.data() + h * d, keys + b * 2 * kv_strip_bytes(Dtype::Q4_1, d), turns.lanes,
+             part, s + h * lds + b * kChannelBlock, lds);
+    }
+  }
+}
+
 MT_AVX2_INLINE float sum_of(__m256 x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   y = _mm_add_ps(y, _mm_movehl_ps(y, y));
@@ -230,7 +306,7 @@ MT_AVX2 void mix(int64_t heads, int64_t from, int64_t to, int64_t d, const float
 
 AttentionKernels avx2_attention_kernels(Dtype dtype) {
   assert(is_key_type(dtype));
-  if (by_channel(dtype)) return {scores_by_channel, nullptr};
+  if (by_channel(dtype)) return {scores_by_channel, nullptr, turned_scores};
   if (dtype == Dtype::F16) return {scores<Dtype::F16>, mix<Dtype::F16>};
   if (dtype == Dtype::BF16) return {scores<Dtype::BF16>, mix<Dtype::BF16>};
   if (dtype == Dtype::Q8_0) return {scores<Dtype::Q8_0>, mix<Dtype::Q8_0>};

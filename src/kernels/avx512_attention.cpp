@@ -165,7 +165,8 @@ AttentionKernels avx512f_attention_kernels(Dtype dtype) {
   if (dtype == Dtype::BF16) return {scores_by_heads<Plain<Bf16Row>>, mix_by_heads<Plain<Bf16Row>>};
   if (dtype == Dtype::F32) return {scores_f32, mix_by_heads<PlainF32>};
   // Products of bytes need VNNI; without it they go as with AVX2.
-  return {avx2_attention_kernels(dtype).scores, avx512_attention_kernels(dtype).mix};
+  const AttentionKernels bytes = avx512_attention_kernels(dtype);
+  return {avx2_attention_kernels(dtype).scores, bytes.mix, bytes.turned_scores};
 }
 
 }  // namespace mt

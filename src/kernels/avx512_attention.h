@@ -5,6 +5,7 @@
 
 #include "kernels/attributes.h"
 #include "kernels/avx512_rows.h"
+#include "kernels/kv_strips.h"
 
 // What the attention kernels of AVX-512 share.
 namespace mt {
@@ -55,6 +56,11 @@ using MixOf = void (*)(int64_t from, int64_t to, int64_t d, const float* p, int6
 // Of keys in Q4_1 (kv_strips.h).
 void avx512_scores_by_channel(int64_t heads, int64_t n_strips, int64_t d, const float* q,
                               int64_t ldq, const std::byte* keys, float* s, int64_t lds);
+
+// The same of blocks that were rounded before RoPE, in f32: no VNNI.
+void avx512_turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64_t d, const float* q,
+                          int64_t ldq, const std::byte* keys, const KeyTurns& turns, float* s,
+                          int64_t lds);
 
 // Heads that go together: their sums have to fit in registers.
 inline constexpr int64_t kHeadsAtOnce = 5;

@@ -213,7 +213,7 @@ struct Scaled {
 
 AttentionKernels avx512_attention_kernels(Dtype dtype) {
   assert(is_key_type(dtype));
-  if (by_channel(dtype)) return {avx512_scores_by_channel, nullptr};
+  if (by_channel(dtype)) return {avx512_scores_by_channel, nullptr, avx512_turned_scores};
   if (dtype == Dtype::Q8_0) return {scores_by_heads<Scaled<Q8Row>>, mix_by_heads<Scaled<Q8Row>>};
   if (dtype == Dtype::Q4_0) return {scores_by_heads<Scaled<Q4Row>>, mix_by_heads<Scaled<Q4Row>>};
   return avx512f_attention_kernels(dtype);

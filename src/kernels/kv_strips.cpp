@@ -13,9 +13,18 @@ namespace {
 
 constexpr float kLargestHalf = 65504.0f;
 
+// Infinities and NaN stay what they are: somebody is to see them.
+float within_half(float x) {
+  return std::isfinite(x) ? std::clamp(x, -kLargestHalf, kLargestHalf) : x;
+}
 uint16_t saturated_half(float x) {
-  // Infinities and NaN stay what they are: somebody is to see them.
-  return float_to_half(std::isfinite(x) ? std::clamp(x, -kLargestHalf, kLargestHalf) : x);
+  return float_to_half(within_half(x));
+}
+// The largest half that is not above x, which is within their range.
+uint16_t half_below(float x) {
+  const uint16_t h = float_to_half(x);
+  if (half_value(h) <= x) return h;
+  return h == 0 ? 0x8001 : static_cast<uint16_t>(h & 0x8000 ? h + 1 : h - 1);
 }
 
 template <class T>
@@ -55,6 +64,48 @@ uint16_t round_block(const float* x, int zero, uint8_t* codes) {
 
 int64_t scales_bytes(int64_t d) {
   return d / kKvBlock * kStrip * 2;
+}
+
+// Channel i of the 32 positions of two F16 strips.
+void load_channel(int64_t d, const std::byte* strips, int64_t i, float* x) {
+  for (int64_t j = 0; j < kChannelBlock; ++j)
+    x[j] = half_value(get<uint16_t>(strips, (j / kStrip * d + i) * kStrip + j % kStrip));
+}
+
+// Rounds 32 values that fit a half into place i of a block by channel; of two places that share
+// bytes the lower one has to come first.
+void round_channel(int64_t d, const float* x, int64_t i, std::byte* block) {
+  float least = x[0], high = x[0], sum = 0.0f;
+  for (int64_t j = 0; j < kChannelBlock; ++j) {
+    least = std::min(least, x[j]);
+    high = std::max(high, x[j]);
+    sum += x[j] * 0.0f;
+  }
+  const bool finite = sum == 0.0f;
+  const uint16_t minimum = finite ? half_below(least) : uint16_t{0};
+  const float low = half_value(minimum);
+  const uint16_t scale =
+      float_to_half(finite ? (high - low) / 15.0f : std::numeric_limits<float>::quiet_NaN());
+  put(block, i, scale);
+  put(block, d + i, minimum);
+  const float step = half_value(scale), inverse = step > 0.0f ? 1.0f / step : 0.0f;
+  for (int64_t j = 0; j < kChannelBlock; ++j) {
+    // Truncation of positive numbers rounds to nearest; 15: the step may have been rounded down.
+    const int code = finite ? static_cast<int>(std::min((x[j] - low) * inverse + 0.5f, 15.0f)) : 0;
+    std::byte& at = block[(4 + j / kStrip * 8) * d + (i / 8 * kStrip + j % kStrip) * 4 + i % 4];
+    at = i % 8 < 4 ? static_cast<std::byte>(code) : at | static_cast<std::byte>(code << 4);
+  }
+}
+
+// Place i of strip `half` of such a block.
+void load_place(int64_t d, const std::byte* block, int64_t half, int64_t i, float* y) {
+  const std::byte* codes = block + (4 + half * 8) * d + i / 8 * kStrip * 4 + i % 4;
+  const float scale = half_value(get<uint16_t>(block, i));
+  const float low = half_value(get<uint16_t>(block, d + i));
+  for (int64_t j = 0; j < kStrip; ++j) {
+    const int code = get<uint8_t>(codes, j * 4) >> (i % 8 < 4 ? 0 : 4) & 15;
+    y[j] = low + scale * static_cast<float>(code);
+  }
 }
 
 uint16_t round_16(Dtype dtype, float x) {
@@ -181,39 +232,52 @@ void load_values(Dtype dtype, int64_t d, const std::byte* strip, float* y) {
 void round_key_block(int64_t d, const std::byte* strips, std::byte* block) {
   float x[kChannelBlock];
   for (int64_t i = 0; i < d; ++i) {
-    for (int64_t j = 0; j < kChannelBlock; ++j)
-      x[j] = half_value(get<uint16_t>(strips, (j / kStrip * d + i) * kStrip + j % kStrip));
-    float low = x[0], high = x[0], sum = 0.0f;
-    for (const float v : x) {
-      low = std::min(low, v);
-      high = std::max(high, v);
-      sum += v * 0.0f;
-    }
-    const bool finite = sum == 0.0f;
-    const uint16_t scale =
-        float_to_half(finite ? (high - low) / 15.0f : std::numeric_limits<float>::quiet_NaN());
-    put(block, i, scale);
-    put(block, d + i, float_to_half(finite ? low : 0.0f));  // without loss: it was a half
-    const float step = half_value(scale), inverse = step > 0.0f ? 1.0f / step : 0.0f;
-    for (int64_t j = 0; j < kChannelBlock; ++j) {
-      // Truncation of positive numbers rounds to nearest; 15: the step may have been rounded down.
-      const int code =
-          finite ? static_cast<int>(std::min((x[j] - low) * inverse + 0.5f, 15.0f)) : 0;
-      std::byte& at = block[(4 + j / kStrip * 8) * d + (i / 8 * kStrip + j % kStrip) * 4 + i % 4];
-      at = i % 8 < 4 ? static_cast<std::byte>(code) : at | static_cast<std::byte>(code << 4);
-    }
+    load_channel(d, strips, i, x);
+    round_channel(d, x, i, block);
   }
 }
 
 void load_key_block(int64_t d, const std::byte* block, int64_t half, float* y) {
-  const std::byte* codes = block + (4 + half * 8) * d;
-  for (int64_t i = 0; i < d; ++i) {
-    const float scale = half_value(get<uint16_t>(block, i));
-    const float low = half_value(get<uint16_t>(block, d + i));
+  for (int64_t i = 0; i < d; ++i) load_place(d, block, half, i, y + i * kStrip);
+}
+
+void round_turned_key_block(int64_t d, const std::byte* strips, const KeyTurns& turns, int64_t b,
+                            std::byte* block) {
+  const int64_t pairs = d / 2;
+  float x[kChannelBlock], y[kChannelBlock];
+  for (int64_t i = 0; i < pairs; ++i) {
+    load_channel(d, strips, turns.channel[i], x);
+    load_channel(d, strips, turns.channel[pairs + i], y);
+    const float cos_b = turns.blocks[b * d + i], sin_b = turns.blocks[b * d + pairs + i];
+    const float* cos_j = turns.lanes + i * 2 * kChannelBlock;
+    const float* sin_j = cos_j + kChannelBlock;
+    for (int64_t j = 0; j < kChannelBlock; ++j) {
+      const float u = x[j] * cos_b + y[j] * sin_b, v = y[j] * cos_b - x[j] * sin_b;
+      x[j] = within_half(u * cos_j[j] + v * sin_j[j]);
+      y[j] = within_half(v * cos_j[j] - u * sin_j[j]);
+    }
+    round_channel(d, x, i, block);
+    round_channel(d, y, pairs + i, block);
+  }
+}
+
+void load_turned_key_block(int64_t d, const std::byte* block, int64_t half, const KeyTurns& turns,
+                           int64_t b, float* y) {
+  const int64_t pairs = d / 2;
+  float u[kStrip], v[kStrip];
+  for (int64_t i = 0; i < pairs; ++i) {
+    load_place(d, block, half, i, u);
+    load_place(d, block, half, pairs + i, v);
+    const float cos_b = turns.blocks[b * d + i], sin_b = turns.blocks[b * d + pairs + i];
+    const float* cos_j = turns.lanes + i * 2 * kChannelBlock + half * kStrip;
+    const float* sin_j = cos_j + kChannelBlock;
+    float* to_x = y + turns.channel[i] * kStrip;
+    float* to_y = y + turns.channel[pairs + i] * kStrip;
     for (int64_t j = 0; j < kStrip; ++j) {
-      const int code =
-          get<uint8_t>(codes, (i / 8 * kStrip + j) * 4 + i % 4) >> (i % 8 < 4 ? 0 : 4) & 15;
-      y[i * kStrip + j] = low + scale * static_cast<float>(code);
+      const float at_x = u[j] * cos_j[j] - v[j] * sin_j[j];
+      const float at_y = v[j] * cos_j[j] + u[j] * sin_j[j];
+      to_x[j] = at_x * cos_b - at_y * sin_b;
+      to_y[j] = at_y * cos_b + at_x * sin_b;
     }
   }
 }

@@ -17,7 +17,8 @@ namespace mt {
 //              channel i in the low and 16 + i in the high half of byte i
 //   Q4_1       keys only, by channel (KIVI: Liu et al. 2024, arXiv:2402.02750): a block is the 32
 //              positions of two strips, of every channel one scale and one minimum. [d] scales and
-//              [d] minima in f16, then of either strip bytes as those of Q4_0 keys, codes from 0
+//              [d] minima in f16, then of either strip bytes as those of Q4_0 keys, codes from 0.
+//              Rounded before RoPE, channels lie in another order (KeyTurns)
 inline constexpr int64_t kStrip = 16;
 inline constexpr int64_t kKvBlock = 32;       // channels that share a scale
 inline constexpr int64_t kChannelBlock = 32;  // positions that do, of formats by channel
@@ -53,5 +54,22 @@ void load_values(Dtype dtype, int64_t d, const std::byte* strip, float* y);
 void round_key_block(int64_t d, const std::byte* strips, std::byte* block);
 // Strip `half` (0, 1) of such a block. y[i*16 + j]: channel i of position j.
 void load_key_block(int64_t d, const std::byte* block, int64_t half, float* y);
+
+// RoPE of blocks that are rounded before it (KVQuant: Hooper et al. 2024, arXiv:2401.18079). Place
+// i of a block holds channel[i], so that places i and d/2 + i turn as a pair; those that RoPE
+// leaves as they are turn by nothing. A key at position 32 b + j is turned by b and by j: (x, y) ->
+// (x cos - y sin, y cos + x sin), one after the other.
+struct KeyTurns {
+  const int32_t* channel = nullptr;  // [d]
+  const float* blocks = nullptr;     // [b][cos, sin][d/2]
+  const float* lanes = nullptr;      // [d/2][cos, sin][32]
+  explicit operator bool() const { return channel != nullptr; }
+};
+// The same of block b whose keys are turned to their positions outside and not turned inside. Where
+// one channel of a pair is not finite, both become NaN.
+void round_turned_key_block(int64_t d, const std::byte* strips, const KeyTurns& turns, int64_t b,
+                            std::byte* block);
+void load_turned_key_block(int64_t d, const std::byte* block, int64_t half, const KeyTurns& turns,
+                           int64_t b, float* y);
 
 }  // namespace mt

@@ -26,6 +26,38 @@ void scores(int64_t heads, int64_t n_strips, int64_t d, const float* q, int64_t 
   }
 }
 
+// sum over pairs of x (q_x cos + q_y sin) + y (q_y cos - q_x sin): the query is turned back to the
+// key's place, first by the block, then by the lane.
+void turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64_t d, const float* q,
+                   int64_t ldq, const std::byte* keys, const KeyTurns& turns, float* s,
+                   int64_t lds) {
+  constexpr Dtype T = Dtype::Q4_1;
+  constexpr int64_t kStrips = kChannelBlock / kStrip;
+  const int64_t pairs = d / 2;
+  std::vector<float> strip(static_cast<size_t>(kStrip * d));
+  for (int64_t b = 0; b < n_blocks; ++b)
+    for (int64_t half = 0; half < kStrips; ++half) {
+      load_key_block(d, keys + b * kStrips * kv_strip_bytes(T, d), half, strip.data());
+      for (int64_t h = 0; h < heads; ++h) {
+        float* to = s + h * lds + b * kChannelBlock + half * kStrip;
+        std::fill_n(to, kStrip, 0.0f);
+        for (int64_t i = 0; i < pairs; ++i) {
+          const float qx = q[h * ldq + turns.channel[i]];
+          const float qy = q[h * ldq + turns.channel[pairs + i]];
+          const float* block = turns.blocks + (first + b) * d + i;
+          const float u = qx * block[0] + qy * block[pairs];
+          const float v = qy * block[0] - qx * block[pairs];
+          const float* cos_j = turns.lanes + i * 2 * kChannelBlock + half * kStrip;
+          const float* sin_j = cos_j + kChannelBlock;
+          const float* x = strip.data() + i * kStrip;
+          const float* y = strip.data() + (pairs + i) * kStrip;
+          for (int64_t j = 0; j < kStrip; ++j)
+            to[j] += x[j] * (u * cos_j[j] + v * sin_j[j]) + y[j] * (v * cos_j[j] - u * sin_j[j]);
+        }
+      }
+    }
+}
+
 template <Dtype T>
 void mix(int64_t heads, int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
          const std::byte* values, float* out, int64_t ldo, bool accumulate) {
@@ -50,7 +82,8 @@ AttentionKernels kernels() {
 
 AttentionKernels reference_attention_kernels(Dtype dtype) {
   assert(is_key_type(dtype));
-  if (by_channel(dtype)) return {.scores = scores<Dtype::Q4_1>, .mix = nullptr};
+  if (by_channel(dtype))
+    return {.scores = scores<Dtype::Q4_1>, .mix = nullptr, .turned_scores = turned_scores};
   if (dtype == Dtype::F16) return kernels<Dtype::F16>();
   if (dtype == Dtype::BF16) return kernels<Dtype::BF16>();
   if (dtype == Dtype::Q8_0) return kernels<Dtype::Q8_0>();

@@ -52,14 +52,20 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
     const int64_t hidden = std::max<int64_t>(0, low - begin);  // of the first strip, by a window
     const int64_t strip = begin / kStrip, last = strip + ceil_div(n, kStrip);
     // Heads by as many as the scratch holds.
-    constexpr int64_t kHeads = 8;
+    constexpr int64_t kHeads = 8, kStrips = kChannelBlock / kStrip;
     alignas(64) float s[kHeads * kRun];
     for (int64_t first = 0; first < group; first += kHeads) {
       const int64_t heads = std::min(kHeads, group - first), h0 = kv * group + first;
       for_pieces(keys, kv, strip, last, p, [&](const KvPiece& key) {
-        attention_kernels(k, key.dtype)
-            .scores(heads, key.end - key.begin, d, scaled.data() + h0 * d, d, key.data,
-                    s + (key.begin - strip) * kStrip, kRun);
+        const AttentionKernels with = attention_kernels(k, key.dtype);
+        const float* queries = scaled.data() + h0 * d;
+        float* to = s + (key.begin - strip) * kStrip;
+        const int64_t n_strips = key.end - key.begin;
+        if (key.turns)
+          with.turned_scores(heads, key.begin / kStrips, n_strips / kStrips, d, queries, d,
+                             key.data, key.turns, to, kRun);
+        else
+          with.scores(heads, n_strips, d, queries, d, key.data, to, kRun);
       });
       for (int64_t h = 0; h < heads; ++h) {
         const auto at = static_cast<size_t>(run * a.n_heads + h0 + h);

@@ -17,11 +17,18 @@ struct KvCache::Impl {
   KvTypes types;
   // One a layer; slot: the sequence.
   std::vector<KvStore> keys, values;
+  std::vector<BlockTurns> turns;  // of keys that are rounded before RoPE
   std::vector<int64_t> lengths;
   // What a pass computes on its way to the stream, by use: kept from pass to pass, so that the
   // token loop allocates nothing and a prompt does not ask the system for cleared pages again.
   enum Use { normed, update, query_or_gate, key_or_up, value, heads, n_uses };
   AlignedBuffer<float> scratch[n_uses];
+
+  KeyTurns turns_of(const Attention& a) {
+    auto same = std::find_if(turns.begin(), turns.end(), [&](auto& t) { return t.serves(a); });
+    if (same == turns.end()) same = turns.emplace(same, a, capacity);
+    return same->turns();
+  }
 
   // [rows, cols], uninitialised; its former content is gone.
   Matrix take(Use use, int64_t rows, int64_t cols) {
@@ -43,8 +50,9 @@ KvCache::KvCache(const Model& model, int64_t n_sequences, int64_t capacity, cons
     for (const Site& site : step.sites)
       if (const auto* a = std::get_if<Attention>(&site.what)) {
         const auto layer = static_cast<size_t>(step.layer);
+        const KeyTurns turns = types.before_rope_in(step.layer) ? impl_->turns_of(*a) : KeyTurns{};
         impl_->keys[layer] = KvStore(KvPart::keys, types.keys_in(step.layer), n_sequences,
-                                     a->n_kv_heads, a->d_head, capacity);
+                                     a->n_kv_heads, a->d_head, capacity, turns);
         impl_->values[layer] = KvStore(KvPart::values, types.values_in(step.layer), n_sequences,
                                        a->n_kv_heads, a->d_head, capacity);
       }

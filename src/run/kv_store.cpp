@@ -34,19 +34,22 @@ void for_attention(const Model& model, F&& fn) {
       if (const auto* a = std::get_if<Attention>(&site.what)) fn(*a, step.layer);
 }
 
-Dtype type_in(Dtype otherwise, const std::vector<LayerType>& of, int64_t layer) {
+LayerType type_in(LayerType otherwise, const std::vector<LayerType>& of, int64_t layer) {
   for (const LayerType& t : of)
-    if (t.first <= layer && layer <= t.last) otherwise = t.dtype;
+    if (t.first <= layer && layer <= t.last) otherwise = t;
   return otherwise;
 }
 
 }  // namespace
 
 Dtype KvTypes::keys_in(int64_t layer) const {
-  return type_in(keys, keys_of, layer);
+  return type_in({.dtype = keys}, keys_of, layer).dtype;
+}
+bool KvTypes::before_rope_in(int64_t layer) const {
+  return type_in({.before_rope = before_rope}, keys_of, layer).before_rope;
 }
 Dtype KvTypes::values_in(int64_t layer) const {
-  return type_in(values, values_of, layer);
+  return type_in({.dtype = values}, values_of, layer).dtype;
 }
 
 void check_kv_types(const Model& model, const KvTypes& types) {
@@ -60,6 +63,9 @@ void check_kv_types(const Model& model, const KvTypes& types) {
       throw_error(
           "values in {}: it is a format of cached keys only; expected F32, F16, BF16, Q8_0 or Q4_0",
           name(types.values_in(layer)));
+    if (types.before_rope_in(layer) && !by_channel(types.keys_in(layer)))
+      throw_error("keys in {} before RoPE: only those by channel, in Q4_1, are rounded before it",
+                  name(types.keys_in(layer)));
     for (const Dtype type : {types.keys_in(layer), types.values_in(layer)}) {
       if (!is_key_type(type))
         throw_error("{}: no format of a cache; expected F32, F16, BF16, Q8_0, Q4_0 or (keys) Q4_1",
@@ -86,7 +92,7 @@ int64_t kv_bytes_a_position(const Model& model, const KvTypes& types) {
 }
 
 KvStore::KvStore(KvPart part, Dtype dtype, int64_t slots, int64_t n_heads, int64_t d,
-                 int64_t capacity)
+                 int64_t capacity, const KeyTurns& turns)
     : part_(part), n_heads_(n_heads) {
   layout_ = {.dtype = dtype,
              .first_dtype = first_dtype(dtype),
@@ -94,12 +100,14 @@ KvStore::KvStore(KvPart part, Dtype dtype, int64_t slots, int64_t n_heads, int64
              .d = d,
              .head_bytes = head_bytes(dtype, d, capacity),
              .strip_bytes = kv_strip_bytes(dtype, d),
-             .first_bytes = kv_strip_bytes(first_dtype(dtype), d)};
+             .first_bytes = kv_strip_bytes(first_dtype(dtype), d),
+             .turns = turns};
   const auto bytes = checked_mul(static_cast<uint64_t>(layout_.head_bytes),
                                  static_cast<uint64_t>(slots * n_heads));
   if (!bytes || *bytes > (uint64_t{1} << 42))
     throw_error("a cache of {} positions is too large", capacity);
   bytes_ = AlignedBuffer<std::byte>(*bytes + kPadding);
+  assert(!turns || by_channel(dtype));
   if (!by_channel(dtype)) return;
   assert(part == KvPart::keys);
   latest_ = AlignedBuffer<std::byte>(
@@ -133,7 +141,9 @@ void KvStore::append_by_channel(ThreadPool& pool, int64_t slot, int64_t first, C
     std::vector<float> y(static_cast<size_t>(kStrip * r.d)), row(static_cast<size_t>(r.d));
     for (int64_t h = 0; h < n_heads_; ++h)
       for (int64_t s = 0; s < kStrips; ++s) {
-        load_key_block(r.d, r.strip(h, begin * kStrips), s, y.data());
+        load_keys({r.dtype, begin * kStrips + s, begin * kStrips + s + 1,
+                   r.strip(h, begin * kStrips), s, r.turns},
+                  r.d, y.data());
         for (int64_t j = 0; j < kStrip; ++j) {
           for (int64_t i = 0; i < r.d; ++i) row[size_t(i)] = y[size_t(i * kStrip + j)];
           store_key(Dtype::F16, r.d, row.data(), r.latest_strip(h, begin * kStrips + s), j);
@@ -153,7 +163,10 @@ void KvStore::append_by_channel(ThreadPool& pool, int64_t slot, int64_t first, C
       for (int64_t p = from; p < to; ++p)
         store_key(Dtype::F16, r.d, rows.row(p - first) + h * r.d,
                   strips + p % kChannelBlock / kStrip * half, p % kStrip);
-      if (b > 0 && to == (b + 1) * kChannelBlock)
+      if (b == 0 || to < (b + 1) * kChannelBlock) continue;
+      if (r.turns)
+        round_turned_key_block(r.d, strips, r.turns, b, r.strip(h, b * kStrips));
+      else
         round_key_block(r.d, strips, r.strip(h, b * kStrips));
     }
   };
@@ -179,7 +192,7 @@ KvPiece CachedRows::piece(int64_t head, int64_t s, int64_t end, int64_t position
   const int64_t complete = (position + 1) / kChannelBlock * (kChannelBlock / kStrip);
   if (s >= complete) return {Dtype::F16, s, end, latest_strip(head, s)};
   const int64_t half = s % (kChannelBlock / kStrip);
-  return {dtype, s, std::min(end, complete), strip(head, s - half), half};
+  return {dtype, s, std::min(end, complete), strip(head, s - half), half, turns};
 }
 
 KvPiece CachedRows::strip_at(int64_t head, int64_t s, int64_t position) const {
@@ -187,7 +200,10 @@ KvPiece CachedRows::strip_at(int64_t head, int64_t s, int64_t position) const {
 }
 
 void load_keys(const KvPiece& strip, int64_t d, float* y) {
-  if (by_channel(strip.dtype))
+  if (strip.turns)
+    load_turned_key_block(d, strip.data, strip.half, strip.turns,
+                          strip.begin * kStrip / kChannelBlock, y);
+  else if (by_channel(strip.dtype))
     load_key_block(d, strip.data, strip.half, y);
   else
     load_keys(strip.dtype, d, strip.data, y);

@@ -16,21 +16,26 @@ namespace mt {
 struct LayerType {
   int64_t first = 0, last = 0;
   Dtype dtype = Dtype::F32;
+  bool before_rope = false;  // keys in Q4_1: rounded before RoPE
   bool operator==(const LayerType&) const = default;
 };
 
-// Formats of cached keys and values: F32, F16, BF16, Q8_0 or Q4_0; of keys Q4_1 too, by channel.
+// Formats of cached keys and values: F32, F16, BF16, Q8_0 or Q4_0; of keys Q4_1 too, by channel,
+// rounded behind RoPE or before it.
 struct KvTypes {
   Dtype keys = Dtype::F32;
   Dtype values = Dtype::F32;
   std::vector<LayerType> keys_of = {}, values_of = {};  // the last that names a layer counts
+  bool before_rope = false;                             // of `keys`
   Dtype keys_in(int64_t layer) const;
+  bool before_rope_in(int64_t layer) const;
   Dtype values_in(int64_t layer) const;
   bool operator==(const KvTypes&) const = default;
 };
 
 // Throws Error where a format is none of these, or has blocks that do not fit the model's heads,
-// or where a layer is named that the model does not have.
+// or where a layer is named that the model does not have, or where others than keys by channel are
+// to be rounded before RoPE.
 void check_kv_types(const Model& model, const KvTypes& types);
 
 // Bytes of keys and values of one position in one layer, and in all; without those of the first
@@ -47,6 +52,7 @@ struct KvPiece {
   int64_t begin, end;
   const std::byte* data;
   int64_t half = 0;
+  KeyTurns turns = {};  // of blocks rounded before RoPE
 };
 
 // What attention reads: the keys or values of one sequence in one layer, head by head in strips
@@ -61,6 +67,7 @@ struct CachedRows {
   std::byte* data = nullptr;
   // By channel: the latest two blocks in F16, of every head four strips, that of strip s at s % 4.
   std::byte* latest = nullptr;
+  KeyTurns turns = {};  // where blocks are rounded before RoPE
 
   // Behind the first strips by channel only even ones: blocks.
   std::byte* strip(int64_t head, int64_t s) const {
@@ -76,7 +83,7 @@ struct CachedRows {
   KvPiece strip_at(int64_t head, int64_t s, int64_t position) const;
 };
 
-// A strip in f32, as load_keys does.
+// A strip in f32, as load_keys does; keys turned to their positions.
 void load_keys(const KvPiece& strip, int64_t d, float* y);
 
 // The memory of a cache: keys or values of `slots` (layer, sequence) pairs. Of formats with scales
@@ -86,13 +93,15 @@ void load_keys(const KvPiece& strip, int64_t d, float* y);
 class KvStore {
  public:
   KvStore() = default;
-  // Throws Error where that is more than a machine holds.
-  KvStore(KvPart part, Dtype dtype, int64_t slots, int64_t n_heads, int64_t d, int64_t capacity);
+  // Throws Error where that is more than a machine holds. turns: blocks by channel are rounded
+  // before RoPE; good for `capacity` positions and as long as the store is.
+  KvStore(KvPart part, Dtype dtype, int64_t slots, int64_t n_heads, int64_t d, int64_t capacity,
+          const KeyTurns& turns = {});
   // Writes positions first .. first + rows.rows of a slot, those before them written earlier; what
-  // was behind is forgotten. rows: [n, n_heads * d]. By channel the result does not depend on how
-  // the rows came, one by one or many, nor on what was taken back, unless that was more than the
-  // latest two blocks held: then the positions of the block that is begun anew are those that its
-  // rounded form gives.
+  // was behind is forgotten. rows: [n, n_heads * d], keys turned by RoPE. By channel the result
+  // does not depend on how the rows came, one by one or many, nor on what was taken back, unless
+  // that was more than the latest two blocks held: then the positions of the block that is begun
+  // anew are those that its rounded form gives.
   void append(ThreadPool& pool, int64_t slot, int64_t first, ConstMatrix rows);
   CachedRows rows(int64_t slot) const;
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "flow/model.h"
+#include "kernels/kv_strips.h"
 
 namespace mt {
 
@@ -21,6 +22,22 @@ class RopeTable {
   double base_, scale_;
   std::vector<float> factors_;
   std::vector<float> values_;
+};
+
+// RoPE of cached keys that are rounded before it, of positions below `capacity`.
+class BlockTurns {
+ public:
+  BlockTurns(const Attention& a, int64_t capacity);
+  // Good as long as this is, or what it was moved to.
+  KeyTurns turns() const { return {channel_.data(), blocks_.data(), lanes_.data()}; }
+  bool serves(const Attention& a) const;
+
+ private:
+  int64_t d_;
+  bool neox_;
+  RopeTable lane_;
+  std::vector<int32_t> channel_;
+  std::vector<float> blocks_, lanes_;
 };
 
 }  // namespace mt

@@ -1,0 +1,125 @@
+#include <cassert>
+
+#include "kernels/attention.h"
+#include "kernels/avx512_attention.h"
+
+// Scores with keys that are rounded by channel before RoPE. Every position of a block has its own
+// angle, so sums of codes cannot be shared among positions: all is f32, sixteen positions side by
+// side. A code picks its value from the sixteen of its channel (one vpermps, which takes the low
+// four bits); a pair of channels is turned by its place in the block once for all heads.
+namespace mt {
+namespace {
+
+constexpr int64_t kPiece = 128;  // pairs of a query that are held at once
+
+MT_AVX512F_INLINE void store_halves(const std::byte* at, float* y) {
+  _mm512_store_ps(y, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at))));
+}
+
+using TurnedScoresOf = void (*)(int64_t first, int64_t n_blocks, int64_t d, const float* q,
+                                int64_t ldq, const std::byte* keys, const KeyTurns& turns, float* s,
+                                int64_t lds);
+
+template <int H>
+MT_AVX512F void turned_scores_of(int64_t first, int64_t n_blocks, int64_t d, const float* q,
+                                 int64_t ldq, const std::byte* keys, const KeyTurns& turns,
+                                 float* s, int64_t lds) {
+  const int64_t pairs = d / 2, block_bytes = 2 * kv_strip_bytes(Dtype::Q4_1, d);
+  const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  alignas(64) float placed[2][H][kPiece], turned[2][H][kPiece];
+  for (int64_t from = 0; from < pairs; from += kPiece) {
+    const int64_t n = std::min(kPiece, pairs - from);
+    for (int h = 0; h < H; ++h)
+      for (int y = 0; y < 2; ++y)
+        for (int64_t i = 0; i < n; ++i)
+          placed[y][h][i] = q[h * ldq + turns.channel[y * pairs + from + i]];
+    for (int64_t b = 0; b < n_blocks; ++b) {
+      const std::byte* block = keys + b * block_bytes;
+      for (int64_t at = from * 40; at < (from + n) * 40; at += 64)
+        prefetch(block + block_bytes + at);
+      const float* of_block = turns.blocks + (first + b) * d + from;
+      for (int64_t i = 0; i < n; i += 16) {
+        const __m512 cos = _mm512_loadu_ps(of_block + i);
+        const __m512 sin = _mm512_loadu_ps(of_block + pairs + i);
+        MT_UNROLL
+        for (int h = 0; h < H; ++h) {
+          const __m512 x = _mm512_load_ps(placed[0][h] + i), y = _mm512_load_ps(placed[1][h] + i);
+          _mm512_store_ps(turned[0][h] + i, _mm512_fmadd_ps(x, cos, _mm512_mul_ps(y, sin)));
+          _mm512_store_ps(turned[1][h] + i, _mm512_fmsub_ps(y, cos, _mm512_mul_ps(x, sin)));
+        }
+      }
+      __m512 sum[H][2];
+      MT_UNROLL
+      for (int h = 0; h < H; ++h) sum[h][0] = sum[h][1] = _mm512_setzero_ps();
+      for (int64_t i = 0; i < n; i += 16) {
+        alignas(64) float scale[2][16], low[2][16];
+        MT_UNROLL
+        for (int y = 0; y < 2; ++y) {
+          const int64_t at = y * pairs + from + i;
+          store_halves(block + at * 2, scale[y]);
+          store_halves(block + (d + at) * 2, low[y]);
+        }
+        MT_KEEP_LOOP
+        for (int64_t c = 0; c < 16; c += 8) {
+          __m512i word[2][2];
+          MT_UNROLL
+          for (int y = 0; y < 2; ++y) MT_UNROLL
+          for (int half = 0; half < 2; ++half)
+            word[y][half] =
+                _mm512_loadu_si512(block + (4 + half * 8) * d + (y * pairs + from + i + c) * 8);
+          const float* lanes = turns.lanes + (from + i + c) * 2 * kChannelBlock;
+          MT_UNROLL
+          for (int k = 0; k < 8; ++k) {
+            const unsigned shift = static_cast<unsigned>(k < 4 ? 8 * k : 8 * (k - 4) + 4);
+            const __m512 x16 = _mm512_fmadd_ps(codes, _mm512_set1_ps(scale[0][c + k]),
+                                               _mm512_set1_ps(low[0][c + k]));
+            const __m512 y16 = _mm512_fmadd_ps(codes, _mm512_set1_ps(scale[1][c + k]),
+                                               _mm512_set1_ps(low[1][c + k]));
+            MT_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              const __m512 x = _mm512_permutexvar_ps(_mm512_srli_epi32(word[0][half], shift), x16);
+              const __m512 y = _mm512_permutexvar_ps(_mm512_srli_epi32(word[1][half], shift), y16);
+              const float* turn = lanes + k * 2 * kChannelBlock + half * kStrip;
+              const __m512 cos = _mm512_loadu_ps(turn);
+              const __m512 sin = _mm512_loadu_ps(turn + kChannelBlock);
+              const __m512 at_x = _mm512_fmsub_ps(x, cos, _mm512_mul_ps(y, sin));
+              const __m512 at_y = _mm512_fmadd_ps(x, sin, _mm512_mul_ps(y, cos));
+              MT_UNROLL
+              for (int h = 0; h < H; ++h) {
+                sum[h][half] =
+                    _mm512_fmadd_ps(at_x, _mm512_set1_ps(turned[0][h][i + c + k]), sum[h][half]);
+                sum[h][half] =
+                    _mm512_fmadd_ps(at_y, _mm512_set1_ps(turned[1][h][i + c + k]), sum[h][half]);
+              }
+            }
+          }
+        }
+      }
+      MT_UNROLL
+      for (int h = 0; h < H; ++h) MT_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        float* to = s + h * lds + b * kChannelBlock + half * kStrip;
+        _mm512_storeu_ps(
+            to, from > 0 ? _mm512_add_ps(_mm512_loadu_ps(to), sum[h][half]) : sum[h][half]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void avx512_turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64_t d, const float* q,
+                          int64_t ldq, const std::byte* keys, const KeyTurns& turns, float* s,
+                          int64_t lds) {
+  assert(kv_type_fits(Dtype::Q4_1, d));
+  static constexpr TurnedScoresOf of[] = {turned_scores_of<1>, turned_scores_of<2>,
+                                          turned_scores_of<3>, turned_scores_of<4>,
+                                          turned_scores_of<5>};
+  for (int64_t h = 0; h < heads;) {
+    const int64_t some = heads_at_once(heads - h);
+    of[some - 1](first, n_blocks, d, q + h * ldq, ldq, keys, turns, s + h * lds, lds);
+    h += some;
+  }
+}
+
+}  // namespace mt
