@@ -280,6 +280,8 @@ TEST(Cache, LayersMayHaveFormatsOfTheirOwn) {
   EXPECT_EQ(memory("q8_0:1=f16", "q4_0")["kv_cache"], unit * (34 + 64 + 18 + 18));
   EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["kv_cache"], unit * (128 + 18 + 64 + 64));
   EXPECT_EQ(memory("q8_0:0-1=f32:1=q4_0", "f16")["cache_type_k"], "Q8_0:0-1=F32:1=Q4_0");
+  EXPECT_EQ(memory("q4_1_pre_rope:0=q4_1", "f16")["cache_type_k"], "Q4_1_PRE_ROPE:0=Q4_1");
+  EXPECT_EQ(memory("q4_1:0=Q4_1_Pre_Rope", "f16")["cache_type_k"], "Q4_1:0=Q4_1_PRE_ROPE");
   auto ids = [&](const std::string& keys) {
     Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "40", "-ctk", keys, "--temp",
                      "0", "--json"});
@@ -287,13 +289,15 @@ TEST(Cache, LayersMayHaveFormatsOfTheirOwn) {
     return json::parse(r.out)["text"];
   };
   EXPECT_EQ(ids("q4_0:0-1=f32"), ids("f32"));
-  for (const auto& [types, said] : {std::pair{"q8_0:2=f16", "expected layers in 0-1"},
-                                    {"q8_0:1-0=f16", "layers 1-0"},
-                                    {"q8_0:x=f16", "'x' is no layer"},
-                                    {"q8_0:1", "expected layers and a format"},
-                                    {"q8_0:", "expected layers and a format"},
-                                    {"q8_0:0=q5_0", "'q5_0' is no format"},
-                                    {"q5_1", "expected f32, f16, bf16, q8_0, q4_0 or q4_1"}}) {
+  EXPECT_EQ(ids("q4_1_pre_rope:0-1=f32"), ids("f32"));
+  for (const auto& [types, said] :
+       {std::pair{"q8_0:2=f16", "expected layers in 0-1"},
+        {"q8_0:1-0=f16", "layers 1-0"},
+        {"q8_0:x=f16", "'x' is no layer"},
+        {"q8_0:1", "expected layers and a format"},
+        {"q8_0:", "expected layers and a format"},
+        {"q8_0:0=q5_0", "'q5_0' is no format"},
+        {"q5_1", "expected f32, f16, bf16, q8_0, q4_0, q4_1 or q4_1_pre_rope"}}) {
     Outcome r = run({"inspect", model, "-ctk", types});
     EXPECT_EQ(r.code, 2) << types;
     EXPECT_NE(r.err.find(said), std::string::npos) << types << ": " << r.err;
@@ -312,8 +316,9 @@ TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
   EXPECT_EQ(bytes({"-ctk", "f32"}), f16 / 2 * 3);
   EXPECT_EQ(bytes({"--cache-type-k", "Q8_0", "-ctv", "q4_0"}), f16 / 128 * (34 + 18));
   EXPECT_EQ(bytes({"-ctk", "q4_1", "-ctv", "q4_0"}), f16 / 128 * (20 + 18));
+  EXPECT_EQ(bytes({"-ctk", "q4_1_pre_rope", "-ctv", "q4_0"}), f16 / 128 * (20 + 18));
   EXPECT_EQ(bytes({"-ctk", "f16:1=q4_1"}), f16 / 256 * (64 + 20 + 128));
-  for (const char* types : {"q4_1", "f16:1=Q4_1"}) {
+  for (const char* types : {"q4_1", "f16:1=Q4_1", "q4_1_pre_rope", "f16:1=q4_1_pre_rope"}) {
     Outcome r = run({"generate", model, "--raw", "-p", "abc", "-n", "70", "-ctk", types, "-ctv",
                      "q8_0", "--json"});
     EXPECT_EQ(r.code, 0) << r.err;
@@ -345,11 +350,12 @@ TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
 
 TEST(Cache, BenchComparesFormats) {
   Outcome r = run({"bench", golden("tiny_qwen3.gguf"), "-p", "0", "-n", "4", "-d", "20", "-r", "2",
-                   "-t", "1", "-ctk", "f32,q8_0,f16", "-ctv", "f32,q4_0,f16", "--json"});
+                   "-t", "1", "-ctk", "f32,q8_0,q4_1_pre_rope", "-ctv", "f32,q4_0,f16", "--json"});
   ASSERT_EQ(r.code, 0) << r.err;
   const json said = json::parse(r.out);
   ASSERT_EQ(said["results"].size(), 3u);
   EXPECT_EQ(said["results"][1]["cache"], "Q8_0/Q4_0");
+  EXPECT_EQ(said["results"][2]["cache"], "Q4_1_PRE_ROPE/F16");
   EXPECT_EQ(said["results"][0]["ratio_to_first_cache"]["median"], 1.0);
   EXPECT_GT(said["results"][1]["ratio_to_first_cache"]["median"].get<double>(), 0);
   // 2 layers, one KV head of 32 channels.

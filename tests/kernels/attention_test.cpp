@@ -230,6 +230,158 @@ TEST(AttentionKernels, EveryTableReadsWhatTheStripsHold) {
       }
 }
 
+// Blocks rounded before RoPE, behind positions of `first` others. Pairs lie apart or side by side;
+// of the channels behind `pairs` pairs none is turned.
+struct TurnedBlocks {
+  int64_t n_blocks, d, first;
+  std::vector<int32_t> channel;
+  std::vector<float> of_block, of_lane;
+  std::vector<std::byte> keys;
+  std::vector<float> held;  // [n, d], turned to their positions
+
+  KeyTurns turns() const { return {channel.data(), of_block.data(), of_lane.data()}; }
+  static double frequency(int64_t i) { return std::pow(500.0, -double(i) / 13); }
+  // x: [n, d], not turned; out of the channels of a pair at position p.
+  std::vector<float> turned(const std::vector<float>& x, int64_t pairs) const {
+    std::vector<float> y = x;
+    for (int64_t j = 0; j < n_blocks * 32; ++j)
+      for (int64_t i = 0; i < pairs; ++i) {
+        const auto a = size_t(j * d + channel[size_t(i)]);
+        const auto b = size_t(j * d + channel[size_t(d / 2 + i)]);
+        const double angle = double(first * 32 + j) * frequency(i);
+        const double cos = std::cos(angle), sin = std::sin(angle), u = double(x[a]),
+                     v = double(x[b]);
+        y[a] = float(u * cos - v * sin);
+        y[b] = float(v * cos + u * sin);
+      }
+    return y;
+  }
+
+  TurnedBlocks(int64_t n_, int64_t d_, int64_t first_, bool apart, int64_t pairs,
+               const std::vector<float>& x)
+      : n_blocks(n_), d(d_), first(first_) {
+    const int64_t half = d / 2;
+    for (int64_t part = 0; part < 2; ++part)
+      for (int64_t i = 0; i < half; ++i)
+        channel.push_back(
+            int32_t(i < pairs ? (apart ? part * pairs + i : 2 * i + part) : 2 * i + part));
+    for (int64_t b = 0; b < first + n_blocks; ++b)
+      for (int64_t part = 0; part < 2; ++part)
+        for (int64_t i = 0; i < half; ++i) {
+          const double angle = i < pairs ? double(b * 32) * frequency(i) : 0;
+          of_block.push_back(float(part ? std::sin(angle) : std::cos(angle)));
+        }
+    for (int64_t i = 0; i < half; ++i)
+      for (int64_t part = 0; part < 2; ++part)
+        for (int64_t j = 0; j < 32; ++j) {
+          const double angle = i < pairs ? double(j) * frequency(i) : 0;
+          of_lane.push_back(float(part ? std::sin(angle) : std::cos(angle)));
+        }
+    const std::vector<float> at = turned(x, pairs);
+    const int64_t bytes = 2 * kv_strip_bytes(Dtype::Q4_1, d);
+    const int64_t strip_bytes = kv_strip_bytes(Dtype::F16, d);
+    keys.assign(size_t(n_blocks * bytes), std::byte{0xff});
+    std::vector<float> strip(size_t(kStrip * d));
+    for (int64_t b = 0; b < n_blocks; ++b) {
+      std::vector<std::byte> f16(size_t(2 * strip_bytes));
+      for (int64_t j = 0; j < 32; ++j)
+        store_key(Dtype::F16, d, at.data() + (b * 32 + j) * d,
+                  f16.data() + j / kStrip * strip_bytes, j % kStrip);
+      round_turned_key_block(d, f16.data(), turns(), first + b, keys.data() + b * bytes);
+      for (int64_t part = 0; part < 2; ++part) {
+        load_turned_key_block(d, keys.data() + b * bytes, part, turns(), first + b, strip.data());
+        for (int64_t j = 0; j < kStrip; ++j)
+          for (int64_t i = 0; i < d; ++i) held.push_back(strip[size_t(i * kStrip + j)]);
+      }
+    }
+  }
+};
+
+TEST(KvStrips, BlocksBeforeRopeHoldWhatIsNotTurned) {
+  const int64_t n = 3, d = 96;
+  for (const bool apart : {false, true})
+    for (const int64_t pairs : {48, 20, 0}) {
+      auto x = normal(size_t(n * 32 * d), 1);
+      for (int64_t j = 0; j < n * 32; ++j)
+        for (int64_t i = 0; i < d; ++i)  // channels differ in size and lie off zero
+          x[size_t(j * d + i)] =
+              x[size_t(j * d + i)] * std::pow(4.0f, float(i % 4 - 3)) + float(i % 3) * 3;
+      const TurnedBlocks s(n, d, 7, apart, pairs, x);
+      const auto at = s.turned(x, pairs);
+      std::vector<float> strip(size_t(kStrip * d));
+      for (int64_t b = 0; b < n; ++b) {
+        std::vector<double> step(static_cast<size_t>(d));
+        for (int64_t i = 0; i < d; ++i) {
+          const auto of = [&](int64_t j) {
+            return double(x[size_t((b * 32 + j) * d + s.channel[size_t(i)])]);
+          };
+          double low = of(0), high = of(0);
+          for (int64_t j = 0; j < 32; ++j) low = std::min(low, of(j)), high = std::max(high, of(j));
+          // Half a step; and what F16 costs, where the keys lie and where their minimum does.
+          step[size_t(s.channel[size_t(i)])] = (high - low) / 30 * 1.02 + 12 * 0x1p-10;
+        }
+        for (int64_t half = 0; half < 2; ++half) {
+          load_key_block(d, s.keys.data() + b * 2 * kv_strip_bytes(Dtype::Q4_1, d), half,
+                         strip.data());
+          for (int64_t place = 0; place < d; ++place)
+            for (int64_t j = 0; j < kStrip; ++j) {
+              const int64_t i = s.channel[size_t(place)];
+              ASSERT_NEAR(strip[size_t(place * kStrip + j)],
+                          x[size_t((b * 32 + half * kStrip + j) * d + i)], step[size_t(i)])
+                  << "apart " << apart << " pairs " << pairs << " place " << place << " at " << j;
+            }
+        }
+        for (int64_t j = b * 32; j < b * 32 + 32; ++j)
+          for (int64_t i = 0; i < d / 2; ++i) {
+            const int64_t u = s.channel[size_t(i)], v = s.channel[size_t(d / 2 + i)];
+            for (const int64_t c : {u, v})
+              ASSERT_NEAR(s.held[size_t(j * d + c)], at[size_t(j * d + c)],
+                          step[size_t(u)] + step[size_t(v)])
+                  << j;
+          }
+      }
+    }
+  // What is not finite is seen: in both channels of its pair, in its block.
+  auto x = normal(64 * 32, 1);
+  x[40 * 32 + 6] = INFINITY;
+  const TurnedBlocks bad(2, 32, 0, false, 16, x);
+  for (int64_t j = 0; j < 64; ++j)
+    for (int64_t i = 0; i < 32; ++i)
+      EXPECT_EQ(std::isnan(bad.held[size_t(j * 32 + i)]), j >= 32 && i / 2 == 3) << j << " " << i;
+}
+
+TEST(AttentionKernels, EveryTableTurnsQueriesToBlocksBeforeRope) {
+  for (const int64_t d : {32, 64, 96, 256, 288})
+    for (const int64_t heads : {1, 2, 3, 4, 5, 6, 7, 8, 11}) {
+      if (heads > 3 && d > 100 && d != 288) continue;
+      const int64_t n = 1 + heads % 3, width = 128, first = heads * 5;
+      const auto q = normal(size_t(heads * d), 3);
+      const TurnedBlocks s(n, d, first, heads % 2, heads % 4 == 3 ? d / 2 - 9 : d / 2,
+                           normal(size_t(n * 32 * d), 4));
+      for (const Kernels* table : available_kernels()) {
+        std::vector<float> scores(size_t(heads * width), NAN);
+        attention_kernels(*table, Dtype::Q4_1)
+            .turned_scores(heads, first, n, d, q.data(), d, s.keys.data(), s.turns(), scores.data(),
+                           width);
+        for (int64_t h = 0; h < heads; ++h)
+          for (int64_t j = 0; j < width; ++j) {
+            const float score = scores[size_t(h * width + j)];
+            if (j >= n * 32) {
+              ASSERT_TRUE(std::isnan(score)) << table->name << " wrote behind the blocks";
+              continue;
+            }
+            double exact = 0, size = 0;
+            for (int64_t i = 0; i < d; ++i) {
+              exact += double(q[size_t(h * d + i)]) * double(s.held[size_t(j * d + i)]);
+              size += std::fabs(double(q[size_t(h * d + i)])) * 3;
+            }
+            ASSERT_NEAR(score, exact, size * double(d + 8) * 0x1p-24)
+                << table->name << " d " << d << " heads " << heads << " key " << j;
+          }
+      }
+    }
+}
+
 TEST(AttentionKernels, AQueryThatIsNotFiniteGivesNoNumbers) {
   for (const Dtype type : kKeyTypes) {
     auto q = normal(64, 7);
@@ -243,6 +395,12 @@ TEST(AttentionKernels, AQueryThatIsNotFiniteGivesNoNumbers) {
           .scores(1, 2, 64, q.data(), 64, (by_channel(type) ? blocks.keys : s.keys).data(),
                   scores.data(), 32);
       for (float x : scores) EXPECT_TRUE(std::isnan(x)) << table->name << " " << name(type);
+      if (!by_channel(type)) continue;
+      const TurnedBlocks turned(1, 64, 0, true, 32, k);
+      attention_kernels(*table, type)
+          .turned_scores(1, 0, 1, 64, q.data(), 64, turned.keys.data(), turned.turns(),
+                         scores.data(), 32);
+      for (float x : scores) EXPECT_TRUE(std::isnan(x)) << table->name;
     }
   }
 }

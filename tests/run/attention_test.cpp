@@ -6,6 +6,7 @@
 #include <random>
 
 #include "run/linear.h"
+#include "run/rope.h"
 
 // The fast path's attention beside the exact one over what the cache holds: for single tokens f32
 // sums in another order, for prompts products of values rounded to bf16 (relative 2^-9 each).
@@ -25,8 +26,8 @@ constexpr Case kCases[] = {
     {4, 1, 64, 33, 90, 20}};
 
 constexpr Dtype kTypes[] = {Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0};
-constexpr Dtype kKeyTypes[] = {Dtype::F32,  Dtype::F16,  Dtype::BF16,
-                               Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_1};
+constexpr Dtype kKeyTypes[] = {Dtype::F32,  Dtype::F16,  Dtype::BF16, Dtype::Q8_0,
+                               Dtype::Q4_0, Dtype::Q4_1, Dtype::Q4_1};  // the last before RoPE
 
 MatrixBuffer random_matrix(int64_t rows, int64_t cols, int seed) {
   std::mt19937 random(static_cast<unsigned>(seed));
@@ -45,8 +46,12 @@ struct Cached {
   KvPart part;
   int64_t n_heads, d;
   KvStore store;
-  Cached(KvPart part_, Dtype type, ConstMatrix rows, int64_t heads, int64_t width)
-      : part(part_), n_heads(heads), d(width), store(part, type, 3, n_heads, d, rows.rows + 5) {
+  Cached(KvPart part_, Dtype type, ConstMatrix rows, int64_t heads, int64_t width,
+         const KeyTurns& turns = {})
+      : part(part_),
+        n_heads(heads),
+        d(width),
+        store(part, type, 3, n_heads, d, rows.rows + 5, turns) {
     ThreadPool pool(1);
     for (int64_t t = 0; t < rows.rows; ++t) {
       std::vector<float> other(size_t(rows.cols), 1e3f);  // the neighbours' rows do not count
@@ -82,6 +87,8 @@ Attention attention_of(const Case& c) {
   a.d_head = c.d_head;
   a.window = c.window;
   a.scale = 1.0f / std::sqrt(static_cast<float>(c.d_head));
+  a.rope_dims = c.d_head;
+  a.rope_neox = c.n_heads % 2;
   return a;
 }
 
@@ -94,11 +101,13 @@ TEST(AttendFast, IsNearTheExactOneAndTheSameForAnyThreads) {
     const MatrixBuffer keys = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 2);
     const MatrixBuffer values = random_matrix(c.first + c.n, c.n_kv_heads * c.d_head, 3);
     ++number;
+    const BlockTurns turns(a, c.first + c.n + 5);
     for (size_t k = 0; k < std::size(kKeyTypes); ++k) {
       // Keys in every format, values in another one: the diagonal is met by some case.
       const Dtype key_type = kKeyTypes[k], value_type = kTypes[(k + size_t(number)) % 5];
       if (!kv_type_fits(key_type, c.d_head) || !kv_type_fits(value_type, c.d_head)) continue;
-      const Cached key(KvPart::keys, key_type, all(keys), c.n_kv_heads, c.d_head);
+      const Cached key(KvPart::keys, key_type, all(keys), c.n_kv_heads, c.d_head,
+                       k == 6 ? turns.turns() : KeyTurns{});
       const Cached value(KvPart::values, value_type, all(values), c.n_kv_heads, c.d_head);
       MatrixBuffer exact(c.n, c.n_heads * c.d_head);
       // Few queries: each by itself, with what it reads.

@@ -131,9 +131,11 @@ TEST(Decoder, TextsSideBySideAreWhatTheyAreAlone) {
 TEST(Decoder, KeysByChannelChangeNoTextWithDrafts) {
   ThreadPool two(2);
   const Runtime rt{select_kernels(), two};
-  const KvTypes types{.keys = Dtype::Q4_1, .values = Dtype::Q8_0};
   int64_t accepted = 0, rejected = 0;
-  for (const std::string name : {"tiny_qwen3", "tiny_gemma3"}) {
+  for (const auto& [name, before_rope] : {std::pair<std::string, bool>{"tiny_qwen3", false},
+                                          {"tiny_gemma3", false},
+                                          {"tiny_gemma3", true}}) {
+    const KvTypes types{.keys = Dtype::Q4_1, .values = Dtype::Q8_0, .before_rope = before_rope};
     const Model model = in_format(open_tiny(name), Dtype::Q8_0);
     const auto prompts = some_prompts();
     DecoderOptions options = options_of(Path::fast, 3, 200);

@@ -193,18 +193,19 @@ TEST(Forward, EveryCacheFormatIsNearF32AndForgetsWhatIsTakenBack) {
   ThreadPool one(1), three(3);
   // Relative, in the root mean square; the rounding of activations is part of each (it flips where
   // a value is nudged). Measured at most:
-  // 0.0014, 0.0044, 0.0040, 0.026, 0.045, 0.017.
-  const std::tuple<Dtype, Dtype, double> types[] = {
-      {Dtype::F16, Dtype::F16, 0.004},   {Dtype::BF16, Dtype::F32, 0.012},
-      {Dtype::Q8_0, Dtype::Q8_0, 0.012}, {Dtype::Q4_0, Dtype::Q8_0, 0.08},
-      {Dtype::F16, Dtype::Q4_0, 0.12},   {Dtype::Q4_1, Dtype::F16, 0.05}};
+  // 0.0014, 0.0044, 0.0040, 0.026, 0.045, 0.017, 0.013.
+  const std::tuple<Dtype, Dtype, double, bool> types[] = {
+      {Dtype::F16, Dtype::F16, 0.004, false},   {Dtype::BF16, Dtype::F32, 0.012, false},
+      {Dtype::Q8_0, Dtype::Q8_0, 0.012, false}, {Dtype::Q4_0, Dtype::Q8_0, 0.08, false},
+      {Dtype::F16, Dtype::Q4_0, 0.12, false},   {Dtype::Q4_1, Dtype::F16, 0.05, false},
+      {Dtype::Q4_1, Dtype::F16, 0.05, true}};
   int n_compared = 0;
   for (const auto& name : kTinyModels) {
     const Model model = open_tiny(name);
     std::vector<int32_t> all_ids = read_golden<int32_t>(name + ".ids.i32");
     for (size_t i = 0; all_ids.size() < 80; ++i) all_ids.push_back(all_ids[i * 3 % 8]);
-    for (const auto& [keys, values, bound] : types) {
-      const KvTypes cache{.keys = keys, .values = values};
+    for (const auto& [keys, values, bound, before_rope] : types) {
+      const KvTypes cache{.keys = keys, .values = values, .before_rope = before_rope};
       // Long enough for several strips (or blocks of two, behind the first in F16), and for the
       // window of Gemma's layers to leave the first.
       const auto ids = std::span(all_ids).first(by_channel(keys) ? 80 : 40);
@@ -227,7 +228,7 @@ TEST(Forward, EveryCacheFormatIsNearF32AndForgetsWhatIsTakenBack) {
       }
     }
   }
-  EXPECT_EQ(n_compared, 2 * 5 + 4 * 2);
+  EXPECT_EQ(n_compared, 2 * 5 + 5 * 2);
 }
 
 // Logits of the last `n` of ids, behind the others: one by one, or as drafts are looked over, in
@@ -299,7 +300,9 @@ TEST(Forward, LikeSingleGivesTheBitsOfTokensOneByOne) {
   }
   // Windows, grouped queries, norms of heads.
   expect_same(grouped, Path::fast, default_kv_types(Path::fast), "gemma3");
-  expect_same(grouped, Path::fast, {.keys = Dtype::Q4_1, .values = Dtype::F16}, "gemma3");
+  for (const bool before_rope : {false, true})
+    expect_same(grouped, Path::fast,
+                {.keys = Dtype::Q4_1, .values = Dtype::F16, .before_rope = before_rope}, "gemma3");
   expect_same(grouped, Path::exact, {}, "gemma3 exact");
 }
 
@@ -317,6 +320,10 @@ TEST(Forward, OnlyTheFastPathTakesOtherCaches) {
   EXPECT_THROW(KvCache(model, 1, 4, {.keys = Dtype::Q5_0}), Error);
   EXPECT_THROW(KvCache(open_tiny("tiny_qwen3"), 1, 4, {.values = Dtype::Q4_1}), Error);
   EXPECT_NO_THROW(KvCache(open_tiny("tiny_qwen3"), 1, 4, {.keys = Dtype::Q4_1}));
+  EXPECT_NO_THROW(
+      KvCache(open_tiny("tiny_qwen3"), 1, 4, {.keys = Dtype::Q4_1, .before_rope = true}));
+  EXPECT_THROW(KvCache(open_tiny("tiny_qwen3"), 1, 4, {.keys = Dtype::Q8_0, .before_rope = true}),
+               Error);
 }
 
 TEST(Forward, RefusesForeignTokensAndAFullCache) {
@@ -338,21 +345,24 @@ TEST(Forward, KeysByChannelFillTheCacheToItsEnd) {
   const Model model = open_tiny("tiny_qwen3");
   std::vector<int32_t> ids;
   for (int i = 0; i < 141; ++i) ids.push_back(3 + (i * i + i / 5) % 50);
-  const KvTypes types{.keys = Dtype::Q4_1, .values = Dtype::Q4_0};
-  KvCache singly(model, 1, 141, types), together(model, 1, 141, types);
-  MatrixBuffer expected(141, model.d_model);
-  for (int64_t t = 0; t < 141; ++t) {
-    const Chunk one{0, std::span(ids).subspan(size_t(t), 1)};
-    const MatrixBuffer row = forward(rt, model, singly, {&one, 1}, {.path = Path::fast, .tap = {}});
-    std::copy_n(row.data(), model.d_model, expected.row(t));
-  }
-  const Chunk all{0, ids};
-  const MatrixBuffer rows =
-      forward(rt, model, together, {&all, 1}, {.path = Path::fast, .tap = {}, .like_single = true});
-  EXPECT_EQ(largest_difference(rows, expected.data()), 0);
-  for (KvCache* cache : {&singly, &together}) {
-    const Chunk more{0, std::span(ids).first(1)};
-    EXPECT_THROW(forward(rt, model, *cache, {&more, 1}, {.path = Path::fast, .tap = {}}), Error);
+  for (const bool before_rope : {false, true}) {
+    const KvTypes types{.keys = Dtype::Q4_1, .values = Dtype::Q4_0, .before_rope = before_rope};
+    KvCache singly(model, 1, 141, types), together(model, 1, 141, types);
+    MatrixBuffer expected(141, model.d_model);
+    for (int64_t t = 0; t < 141; ++t) {
+      const Chunk one{0, std::span(ids).subspan(size_t(t), 1)};
+      const MatrixBuffer row =
+          forward(rt, model, singly, {&one, 1}, {.path = Path::fast, .tap = {}});
+      std::copy_n(row.data(), model.d_model, expected.row(t));
+    }
+    const Chunk all{0, ids};
+    const MatrixBuffer rows = forward(rt, model, together, {&all, 1},
+                                      {.path = Path::fast, .tap = {}, .like_single = true});
+    EXPECT_EQ(largest_difference(rows, expected.data()), 0);
+    for (KvCache* cache : {&singly, &together}) {
+      const Chunk more{0, std::span(ids).first(1)};
+      EXPECT_THROW(forward(rt, model, *cache, {&more, 1}, {.path = Path::fast, .tap = {}}), Error);
+    }
   }
 }
 
