@@ -18,9 +18,9 @@ struct AttentionKernels {
   // p: readable to whole strips. Formats by channel, which are of keys only, have none.
   void (*mix)(int64_t heads, int64_t from, int64_t to, int64_t d, const float* p, int64_t ldp,
               const std::byte* values, float* out, int64_t ldo, bool accumulate);
-  // Scores with keys by channel that were rounded before RoPE, of blocks `first` and on. q is
-  // turned to its position, as always: turned back by a block's position once a block, it meets
-  // keys that are turned by their places in the block.
+  // Scores with keys by channel that were rounded before RoPE, of blocks `first` and on. q: turned
+  // to its position, as always, its channels in the order of the blocks' places (KeyTurns). Turned
+  // back by a block's position once a block, it meets keys that are turned by their lanes.
   void (*turned_scores)(int64_t heads, int64_t first, int64_t n_blocks, int64_t d, const float* q,
                         int64_t ldq, const std::byte* keys, const KeyTurns& turns, float* s,
                         int64_t lds) = nullptr;

@@ -173,14 +173,12 @@ MT_AVX2 void turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64
   constexpr auto one = turned_scores_of_part<1>, two = turned_scores_of_part<2>,
                  three = turned_scores_of_part<3>, four = turned_scores_of_part<4>;
   const int64_t pairs = d / 2;
-  std::vector<float> placed(static_cast<size_t>(heads * d)), turned(placed.size());
-  for (int64_t h = 0; h < heads; ++h)
-    for (int64_t i = 0; i < d; ++i) placed[size_t(h * d + i)] = q[h * ldq + turns.channel[i]];
+  std::vector<float> turned(static_cast<size_t>(heads * d));
   for (int64_t b = 0; b < n_blocks; ++b) {
     const float* cos = turns.blocks + (first + b) * d;
     const float* sin = cos + pairs;
     for (int64_t h = 0; h < heads; ++h) {
-      const float* x = placed.data() + h * d;
+      const float* x = q + h * ldq;
       float* to = turned.data() + h * d;
       for (int64_t i = 0; i < pairs; ++i) {
         to[i] = x[i] * cos[i] + x[pairs + i] * sin[i];

@@ -33,13 +33,9 @@ MT_AVX512F void turned_scores_of(int64_t first, int64_t n_blocks, int64_t d, con
                                  float* s, int64_t lds) {
   const int64_t pairs = d / 2, block_bytes = 2 * kv_strip_bytes(Dtype::Q4_1, d);
   const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  alignas(64) float placed[2][H][kPiece], turned[2][H][kPiece], scale[2][kPiece], low[2][kPiece];
+  alignas(64) float turned[2][H][kPiece], scale[2][kPiece], low[2][kPiece];
   for (int64_t from = 0; from < pairs; from += kPiece) {
     const int64_t n = std::min(kPiece, pairs - from);
-    for (int h = 0; h < H; ++h)
-      for (int y = 0; y < 2; ++y)
-        for (int64_t i = 0; i < n; ++i)
-          placed[y][h][i] = q[h * ldq + turns.channel[y * pairs + from + i]];
     for (int64_t b = 0; b < n_blocks; ++b) {
       const std::byte* block = keys + b * block_bytes;
       for (int64_t at = from * 40; at < (from + n) * 40; at += 64)
@@ -56,7 +52,8 @@ MT_AVX512F void turned_scores_of(int64_t first, int64_t n_blocks, int64_t d, con
         }
         MT_UNROLL
         for (int h = 0; h < H; ++h) {
-          const __m512 x = _mm512_load_ps(placed[0][h] + i), y = _mm512_load_ps(placed[1][h] + i);
+          const float* at = q + h * ldq + from + i;
+          const __m512 x = _mm512_loadu_ps(at), y = _mm512_loadu_ps(at + pairs);
           _mm512_store_ps(turned[0][h] + i, _mm512_fmadd_ps(x, cos, _mm512_mul_ps(y, sin)));
           _mm512_store_ps(turned[1][h] + i, _mm512_fmsub_ps(y, cos, _mm512_mul_ps(x, sin)));
         }

@@ -42,8 +42,7 @@ void turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64_t d, co
         float* to = s + h * lds + b * kChannelBlock + half * kStrip;
         std::fill_n(to, kStrip, 0.0f);
         for (int64_t i = 0; i < pairs; ++i) {
-          const float qx = q[h * ldq + turns.channel[i]];
-          const float qy = q[h * ldq + turns.channel[pairs + i]];
+          const float qx = q[h * ldq + i], qy = q[h * ldq + pairs + i];
           const float* block = turns.blocks + (first + b) * d + i;
           const float u = qx * block[0] + qy * block[pairs];
           const float v = qy * block[0] - qx * block[pairs];

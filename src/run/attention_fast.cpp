@@ -44,6 +44,12 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
   const int64_t runs = ceil_div(p + 1 - start, kRun);
   AlignedBuffer<float> scaled(static_cast<size_t>(a.n_heads * d));
   for (int64_t i = 0; i < a.n_heads * d; ++i) scaled[size_t(i)] = q.data[i] * a.scale;
+  // Of blocks rounded before RoPE, in the order of their places.
+  AlignedBuffer<float> placed(static_cast<size_t>(keys.turns ? a.n_heads * d : 0));
+  if (keys.turns)
+    for (int64_t h = 0; h < a.n_heads; ++h)
+      for (int64_t i = 0; i < d; ++i)
+        placed[size_t(h * d + i)] = scaled[size_t(h * d + keys.turns.channel[i])];
   AlignedBuffer<float> partial(static_cast<size_t>(runs * a.n_heads * d));
   AlignedBuffer<float> maximum(static_cast<size_t>(runs * a.n_heads));
   AlignedBuffer<double> total(static_cast<size_t>(runs * a.n_heads));
@@ -58,14 +64,13 @@ void attend_one(const Runtime& rt, const Attention& a, ConstMatrix q, const Cach
       const int64_t heads = std::min(kHeads, group - first), h0 = kv * group + first;
       for_pieces(keys, kv, strip, last, p, [&](const KvPiece& key) {
         const AttentionKernels with = attention_kernels(k, key.dtype);
-        const float* queries = scaled.data() + h0 * d;
         float* to = s + (key.begin - strip) * kStrip;
         const int64_t n_strips = key.end - key.begin;
         if (key.turns)
-          with.turned_scores(heads, key.begin / kStrips, n_strips / kStrips, d, queries, d,
-                             key.data, key.turns, to, kRun);
+          with.turned_scores(heads, key.begin / kStrips, n_strips / kStrips, d,
+                             placed.data() + h0 * d, d, key.data, key.turns, to, kRun);
         else
-          with.scores(heads, n_strips, d, queries, d, key.data, to, kRun);
+          with.scores(heads, n_strips, d, scaled.data() + h0 * d, d, key.data, to, kRun);
       });
       for (int64_t h = 0; h < heads; ++h) {
         const auto at = static_cast<size_t>(run * a.n_heads + h0 + h);

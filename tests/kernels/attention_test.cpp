@@ -358,11 +358,14 @@ TEST(AttentionKernels, EveryTableTurnsQueriesToBlocksBeforeRope) {
       const auto q = normal(size_t(heads * d), 3);
       const TurnedBlocks s(n, d, first, heads % 2, heads % 4 == 3 ? d / 2 - 9 : d / 2,
                            normal(size_t(n * 32 * d), 4));
+      std::vector<float> placed;
+      for (int64_t h = 0; h < heads; ++h)
+        for (const int32_t c : s.channel) placed.push_back(q[size_t(h * d + c)]);
       for (const Kernels* table : available_kernels()) {
         std::vector<float> scores(size_t(heads * width), NAN);
         attention_kernels(*table, Dtype::Q4_1)
-            .turned_scores(heads, first, n, d, q.data(), d, s.keys.data(), s.turns(), scores.data(),
-                           width);
+            .turned_scores(heads, first, n, d, placed.data(), d, s.keys.data(), s.turns(),
+                           scores.data(), width);
         for (int64_t h = 0; h < heads; ++h)
           for (int64_t j = 0; j < width; ++j) {
             const float score = scores[size_t(h * width + j)];
