@@ -39,7 +39,7 @@ MT_AVX512F void turned_scores_of(int64_t first, int64_t n_blocks, int64_t d, con
     for (int64_t b = 0; b < n_blocks; ++b) {
       const std::byte* block = keys + b * block_bytes;
       for (int64_t at = from * 40; at < (from + n) * 40; at += 64)
-        prefetch(block + block_bytes + at);
+        prefetch(block + 2 * block_bytes + at);
       const float* of_block = turns.blocks + (first + b) * d + from;
       for (int64_t i = 0; i < n; i += 16) {
         const __m512 cos = _mm512_loadu_ps(of_block + i);

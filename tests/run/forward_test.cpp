@@ -345,6 +345,7 @@ TEST(Forward, KeysByChannelFillTheCacheToItsEnd) {
   const Model model = open_tiny("tiny_qwen3");
   std::vector<int32_t> ids;
   for (int i = 0; i < 141; ++i) ids.push_back(3 + (i * i + i / 5) % 50);
+  MatrixBuffer behind;
   for (const bool before_rope : {false, true}) {
     const KvTypes types{.keys = Dtype::Q4_1, .values = Dtype::Q4_0, .before_rope = before_rope};
     KvCache singly(model, 1, 141, types), together(model, 1, 141, types);
@@ -363,6 +364,10 @@ TEST(Forward, KeysByChannelFillTheCacheToItsEnd) {
       const Chunk more{0, std::span(ids).first(1)};
       EXPECT_THROW(forward(rt, model, *cache, {&more, 1}, {.path = Path::fast, .tap = {}}), Error);
     }
+    if (before_rope) {
+      EXPECT_GT(largest_difference(expected, behind.data()), 0);
+    }
+    behind = std::move(expected);
   }
 }
 
