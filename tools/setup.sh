@@ -3,8 +3,12 @@
 set -eu
 wanted=$(cat "$@" | sed 's/#.*//' | tr -s ' \n' ' ')
 missing=
+native=$(dpkg --print-architecture 2>/dev/null || true)
 for package in $wanted; do
-  if [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" != installed ]; then
+  # A package may be there for other architectures only.
+  case $package in *:*) of=${package#*:} ;; *) of="$native\|all" ;; esac
+  if ! dpkg-query -W -f '${Architecture} ${db:Status-Status}\n' "${package%:*}" 2>/dev/null |
+    grep -qx "\($of\) installed"; then
     missing="$missing $package"
   fi
 done

@@ -1,6 +1,8 @@
 #include "base/threads.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cassert>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -21,6 +23,8 @@ void relax() {
 }
 }  // namespace
 
+// A job ends when its last index is done, not when every thread has seen it: where others use the
+// processors too, threads that get none hold up nothing but an index they have taken.
 struct ThreadPool::Team {
   explicit Team(int n) : n_threads(n) {
     try {
@@ -52,25 +56,51 @@ struct ThreadPool::Team {
       seen = generation.load(std::memory_order_acquire);
       if (stop) return;
       run(thread);
-      pending.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
 
+  // No index of a job can be taken while `next` is at kClosed of it.
+  void start(int64_t n, const std::function<void(int64_t, int)>& fn) {
+    {
+      std::lock_guard lock(mutex);
+      const uint64_t job = (next.load(std::memory_order_relaxed) | kClosed) + 1;
+      next.store(job | kClosed, std::memory_order_release);
+      // A thread that sees what follows finds the index it meant to take to be of another job.
+      task.store(&fn, std::memory_order_release);
+      count.store(static_cast<uint64_t>(n), std::memory_order_release);
+      done.store(0, std::memory_order_release);
+      failure = nullptr;
+      next.store(job, std::memory_order_release);
+      generation.fetch_add(1, std::memory_order_release);
+    }
+    wake.notify_all();
+  }
+
+  // Takes indices of the job that is there until none is left.
   void run(int thread) {
     inside_task = true;
-    try {
-      for (;;) {
-        int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-        if (i >= count) break;
-        (*task)(i, thread);
+    uint64_t n_done = 0, at = next.load(std::memory_order_acquire);
+    while ((at & kClosed) < count.load(std::memory_order_acquire)) {
+      if (!next.compare_exchange_weak(at, at + 1, std::memory_order_acq_rel,
+                                      std::memory_order_acquire))
+        continue;
+      try {
+        (*task.load(std::memory_order_acquire))(static_cast<int64_t>(at & kClosed), thread);
+      } catch (...) {
+        std::lock_guard lock(mutex);
+        if (!failure) failure = std::current_exception();
+        // What nobody has taken stays undone.
+        const uint64_t n = count.load(std::memory_order_relaxed);
+        n_done += n - std::min(n, next.fetch_or(kClosed, std::memory_order_acq_rel) & kClosed);
       }
-    } catch (...) {
-      std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
-      next.store(count, std::memory_order_relaxed);
+      ++n_done;
+      at = next.load(std::memory_order_acquire);
     }
     inside_task = false;
+    if (n_done > 0) done.fetch_add(n_done, std::memory_order_acq_rel);
   }
+
+  static constexpr uint64_t kClosed = 0xffffffff;
 
   int n_threads;
   std::vector<std::thread> workers;
@@ -78,10 +108,10 @@ struct ThreadPool::Team {
   std::mutex submit;
   std::condition_variable wake;
   std::atomic<uint64_t> generation{0};
-  std::atomic<int> pending{0};
-  std::atomic<int64_t> next{0};
-  int64_t count = 0;
-  const std::function<void(int64_t, int)>* task = nullptr;
+  std::atomic<uint64_t> next{
+      kClosed};  // the job's number, then 32 bits: the index to be taken next
+  std::atomic<uint64_t> count{0}, done{0};
+  std::atomic<const std::function<void(int64_t, int)>*> task{nullptr};
   std::exception_ptr failure;
   bool stop = false;
 };
@@ -103,19 +133,11 @@ void ThreadPool::parallel_for(int64_t n, const std::function<void(int64_t, int)>
     return;
   }
   Team& t = *team_;
+  assert(n < int64_t{Team::kClosed});
   std::lock_guard one_at_a_time(t.submit);
-  {
-    std::lock_guard lock(t.mutex);
-    t.task = &fn;
-    t.count = n;
-    t.failure = nullptr;
-    t.next.store(0, std::memory_order_relaxed);
-    t.pending.store(t.n_threads - 1, std::memory_order_relaxed);
-    t.generation.fetch_add(1, std::memory_order_release);
-  }
-  t.wake.notify_all();
+  t.start(n, fn);
   t.run(0);
-  for (int spin = 0; t.pending.load(std::memory_order_acquire) > 0; ++spin) {
+  for (int spin = 0; t.done.load(std::memory_order_acquire) < static_cast<uint64_t>(n); ++spin) {
     if (spin < 4000)
       relax();
     else

@@ -49,11 +49,15 @@ MatrixBuffer SpeedBench::advance(const Runtime& rt, int64_t n) {
   return forward(rt, model_, cache_, {&chunk, 1}, {.path = path_, .tap = {}});
 }
 
-double SpeedBench::run(const Runtime& rt, const SpeedTask& task) {
+double SpeedBench::run(const Runtime& rt, const SpeedTask& task,
+                       const std::function<void(int64_t)>& after_step) {
   assert(task.depth + task.tokens <= cache_.capacity());
   cache_.truncate(0, task.depth);
-  while (cache_.length(0) < task.depth)
-    advance(rt, std::min(kBatch, task.depth - cache_.length(0)));
+  while (cache_.length(0) < task.depth) {
+    const int64_t n = std::min(kBatch, task.depth - cache_.length(0));
+    advance(rt, n);
+    if (after_step) after_step(n);
+  }
   MatrixBuffer row(1, model_.n_vocab);
   const int64_t step = task.phase == Phase::decode ? 1 : kBatch, end = task.depth + task.tokens;
   const auto start = std::chrono::steady_clock::now();
@@ -62,6 +66,7 @@ double SpeedBench::run(const Runtime& rt, const SpeedTask& task) {
     const MatrixBuffer hidden = advance(rt, n);
     if (task.phase == Phase::decode || cache_.length(0) == end)
       logits(rt, model_, path_, hidden.view().slice_rows(n - 1, n), row);
+    if (after_step) after_step(n);
   }
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

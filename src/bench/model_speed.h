@@ -1,5 +1,6 @@
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "run/forward.h"
@@ -31,8 +32,10 @@ class SpeedBench {
  public:
   // Throws Error where the cache of `capacity` positions is too large or does not fit the model.
   SpeedBench(const Model& model, Path path, int64_t capacity, const KvTypes& types);
-  // Seconds of one run. What the cache lacks of the depth is run first, not counted.
-  double run(const Runtime& rt, const SpeedTask& task);
+  // Seconds of one run. What the cache lacks of the depth is run first, not counted. after_step:
+  // called with the number of tokens that went through the model together; may be empty.
+  double run(const Runtime& rt, const SpeedTask& task,
+             const std::function<void(int64_t tokens)>& after_step = {});
 
  private:
   // The hidden states of the next n tokens.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <span>
 #include <thread>
@@ -52,6 +53,8 @@ struct Result {
   std::vector<KvTypes> caches;
   std::vector<TokenCost> costs;  // by cache
   int64_t anonymous_peak = 0, resident_peak = 0;
+  Path path = Path::fast;
+  const char* unit() const { return path == Path::fast ? "int8" : "f32"; }  // of products
   const MachineSpeed& machine(int threads) const {
     return *std::find_if(machines.begin(), machines.end(),
                          [&](const MachineSpeed& m) { return m.threads == threads; });
@@ -74,13 +77,13 @@ double operations_a_token(const TokenCost& cost, const SpeedTask& task) {
 }
 
 // The share of the bound that holds: of memory where tokens come one by one, run by run beside
-// what could be read just before and after; of the fastest integer unit in a prompt (attention's
-// products are not counted).
+// what could be read just before and after; of the fastest integer unit in a prompt (of f32 on the
+// exact path; attention's products are not counted).
 Spread share_of_bound(const Result& result, const Row& row) {
   std::vector<double> shares;
   for (size_t i = 0; i < row.rates.size(); ++i) {
     const TokenCost& cost = result.costs[row.cache];
-    const double peak = result.machine(row.threads).fastest("int8");
+    const double peak = result.machine(row.threads).fastest(result.unit());
     if (row.task.phase == Phase::decode)
       shares.push_back(row.rates[i] * bytes_a_token(cost, row.task) / row.reads[i]);
     else
@@ -112,6 +115,30 @@ int64_t resident_peak() {
 }
 
 constexpr int kReadPasses = 3;
+constexpr int64_t kWarmTokens = 16;
+
+// Progress counts tokens of prompts; one alone takes about as long as so many of them.
+constexpr uint64_t kDecodeSteps = 10;
+uint64_t steps_of(int64_t tokens) {
+  return tokens == 1 ? kDecodeSteps : static_cast<uint64_t>(tokens);
+}
+uint64_t steps_of(const SpeedTask& task) {
+  return static_cast<uint64_t>(task.tokens) * (task.phase == Phase::decode ? kDecodeSteps : 1);
+}
+uint64_t total_steps(const Options& o, const std::vector<Row>& rows) {
+  uint64_t total = 0;
+  std::map<size_t, int64_t> filled;
+  for (const Row& row : rows) {
+    SpeedTask warm = row.task;
+    warm.tokens = std::min(warm.tokens, kWarmTokens);
+    total += steps_of(warm);
+    total += static_cast<uint64_t>(o.runs) * (o.against.empty() ? 1 : 2) * steps_of(row.task);
+    int64_t& depth = filled[row.cache];
+    total += static_cast<uint64_t>(std::max<int64_t>(0, row.task.depth - depth));
+    depth = row.task.depth;
+  }
+  return total;
+}
 
 Result measure(const Options& o, const Model& model) {
   const int processors = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -119,7 +146,7 @@ Result measure(const Options& o, const Model& model) {
   std::sort(threads.begin(), threads.end());
   threads.erase(std::unique(threads.begin(), threads.end()), threads.end());
   Result result;
-  const Path path = o.path == "exact" ? Path::exact : Path::fast;
+  const Path path = result.path = o.path == "exact" ? Path::exact : Path::fast;
   result.caches = kv_type_list(o.kv, path);
   const size_t n_caches = result.caches.size();
   result.rows = rows_of(o, threads, n_caches);
@@ -133,8 +160,8 @@ Result measure(const Options& o, const Model& model) {
     benches.push_back(
         std::make_unique<SpeedBench>(model, path, deepest + std::max(o.prompt, o.decode), types));
   }
-  Progress progress("measuring",
-                    static_cast<uint64_t>(result.rows.size()) * static_cast<uint64_t>(o.runs));
+  Progress progress("measuring", total_steps(o, result.rows));
+  const auto step = [&](int64_t tokens) { progress.advance(steps_of(tokens)); };
   // Depth by depth, so that a cache is filled once; within it the threads in turn, and the caches
   // run by run: what else the machine does meets all of them.
   for (size_t at = 0; at < result.rows.size(); at += n_caches) {
@@ -143,23 +170,23 @@ Result measure(const Options& o, const Model& model) {
     const Runtime rt{select_kernels(), pool};
     for (Row& row : rows) {  // warm: a short run that is not counted
       SpeedTask warm = row.task;
-      warm.tokens = std::min<int64_t>(warm.tokens, 16);
-      benches[row.cache]->run(rt, warm);
+      warm.tokens = std::min(warm.tokens, kWarmTokens);
+      benches[row.cache]->run(rt, warm, step);
     }
     for (int64_t i = 0; i < o.runs; ++i)
       for (Row& row : rows) {
         // What neighbours leave of the memory changes within seconds.
         const bool reads = row.task.phase == Phase::decode;
         const double before = reads ? memory.speed(pool, kReadPasses) : 0;
-        row.rates.push_back(double(row.task.tokens) / benches[row.cache]->run(rt, row.task));
+        row.rates.push_back(double(row.task.tokens) / benches[row.cache]->run(rt, row.task, step));
         if (reads) row.reads.push_back(std::max(before, memory.speed(pool, kReadPasses)));
         if (n_caches > 1) row.firsts.push_back(rows[0].rates.back());
         if (!o.against.empty()) {
           const OtherRun other = run_other(o.against, row.task, row.threads);
           row.others.push_back(other.tokens_a_second);
           row.whole_process |= other.whole_process;
+          progress.advance(steps_of(row.task));
         }
-        progress.advance();
       }
   }
   result.anonymous_peak = watch.peak_bytes() - memory.bytes();
@@ -200,7 +227,7 @@ Json to_json(const Options& o, const Model& model, const Result& r) {
                 {"runs", row.rates},
                 {"bytes_per_token", bytes_a_token(r.costs[row.cache], row.task)},
                 {"operations_per_token", operations_a_token(r.costs[row.cache], row.task)},
-                {"bound", row.task.phase == Phase::decode ? "memory" : "int8"},
+                {"bound", row.task.phase == Phase::decode ? "memory" : r.unit()},
                 {"share_of_bound", to_json(share_of_bound(r, row))}};
     if (!row.reads.empty()) one["read_bytes_per_second"] = row.reads;
     if (!row.firsts.empty()) one["ratio_to_first_cache"] = to_json(row.ratio_to(row.firsts));
@@ -280,7 +307,7 @@ void show(Context& context, const Options& o, const Result& r) {
         rate_text(row.rate()),
         spread_text(row.rate()),
         fmt::format("{:.0f} % {}", 100 * share_of_bound(r, row).median,
-                    row.task.phase == Phase::decode ? "memory" : "int8")};
+                    row.task.phase == Phase::decode ? "memory" : r.unit())};
     auto show_ratio = [&](const Spread& ratio) {
       cells.push_back(fmt::format("{:.2f}", ratio.median));
       cells.push_back(fmt::format("{:.2f}–{:.2f}", ratio.low, ratio.high));
@@ -306,13 +333,15 @@ void show(Context& context, const Options& o, const Result& r) {
     context.note("* the other program printed no rate: its tokens are divided by its whole run");
 }
 
-int run(Context& context, const Options& o) {
+int run(Context& context, Options o) {
+  if (o.threads.empty() && context.threads > 0)
+    o.threads = {context.threads};  // said before `bench`
   if (!o.against.empty()) check_command(o.against);
   const Model model = open_model(o.model);
-  const Result result = measure(o, model);
   warn_beyond_training(
       context, model.context_length,
       *std::max_element(o.depths.begin(), o.depths.end()) + std::max(o.prompt, o.decode));
+  const Result result = measure(o, model);
   if (context.json)
     context.print_json(to_json(o, model, result));
   else

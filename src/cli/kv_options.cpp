@@ -68,6 +68,7 @@ Spelled spelled(const std::string& text, KvPart kind) {
       const int64_t to =
           dash < layers.size() ? layer_number(std::string_view(layers).substr(dash + 1)) : from;
       const Type type = cache_type(part.substr(equal + 1), kind);
+      if (from > to) throw_error("'{}': expected the lower layer first, as in 0-1=f16", part);
       result.of.push_back(
           {.first = from, .last = to, .dtype = type.dtype, .before_rope = type.before_rope});
     }
@@ -108,7 +109,7 @@ void declare_kv_types(CLI::App& app, KvOptions& options, bool list) {
       "--cache-type-k", KvPart::keys, options.keys,
       "Format of cached keys: f32 f16 bf16 q8_0 q4_0 q4_1 (4 bits by channel over 32 positions: "
       "far nearer than q4_0) q4_1_pre_rope (the same before RoPE: nearer still, a little slower); "
-      "layers apart: q8_0:0-1=f16");
+      "layers apart: q8_0:0-1=f16, of two that name a layer the later");
   declare("--cache-type-v", KvPart::values, options.values,
           "Format of cached values: f32 f16 bf16 q8_0 q4_0; layers as for --cache-type-k");
 }
@@ -135,7 +136,7 @@ std::vector<KvTypes> kv_type_list(const KvOptions& options, Path path) {
                     .values_of = values.of,
                     .before_rope = keys.type.before_rope});
     if (path != Path::fast && list.back() != KvTypes{})
-      throw_error("a cache in {} is of the fast path; the exact path's is F32",
+      throw_error("a cache in {} is of the fast path (--path fast); the exact path's is F32",
                   kv_name(list.back()));
   }
   return list;

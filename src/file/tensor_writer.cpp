@@ -44,7 +44,7 @@ void TensorWriter::write(std::span<const std::byte> bytes) {
   buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
 }
 
-void TensorWriter::write(const TensorSource& tensor, uint64_t bytes) {
+void TensorWriter::write(const TensorSource& tensor, [[maybe_unused]] uint64_t bytes) {
   uint64_t written = 0;
   tensor.produce([&](std::span<const std::byte> piece) {
     written += piece.size();

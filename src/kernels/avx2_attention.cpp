@@ -173,7 +173,8 @@ MT_AVX2 void turned_scores(int64_t heads, int64_t first, int64_t n_blocks, int64
   constexpr auto one = turned_scores_of_part<1>, two = turned_scores_of_part<2>,
                  three = turned_scores_of_part<3>, four = turned_scores_of_part<4>;
   const int64_t pairs = d / 2;
-  std::vector<float> turned(static_cast<size_t>(heads * d));
+  thread_local std::vector<float> turned;  // no allocation for every token
+  turned.resize(static_cast<size_t>(heads * d));
   for (int64_t b = 0; b < n_blocks; ++b) {
     const float* cos = turns.blocks + (first + b) * d;
     const float* sin = cos + pairs;

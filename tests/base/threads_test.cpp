@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 namespace mt {
@@ -20,6 +22,33 @@ TEST(ThreadPool, EveryIndexOnceForAnyNumberOfThreads) {
         hits[static_cast<size_t>(i)]++;
       });
       for (auto& h : hits) ASSERT_EQ(h.load(), 1);
+    }
+  }
+}
+
+// Threads that come late to a job, and find it over or another begun, take nothing of what is not
+// theirs.
+TEST(ThreadPool, JobsInQuickSuccessionDoNotMix) {
+  ThreadPool pool(6);
+  std::vector<std::atomic<int>> hits(40);
+  for (int job = 1; job <= 20000; ++job) {
+    const int64_t n = 2 + job * 7 % 39;
+    const bool fails = job % 97 == 0;
+    std::atomic<int> taken{0};
+    const auto fn = [&, job](int64_t i, int) {
+      ASSERT_LT(i, n);
+      if (job % 50 == 0 && i % 3 == 1) std::this_thread::sleep_for(std::chrono::microseconds(50));
+      hits[static_cast<size_t>(i)] = job;
+      taken++;
+      if (fails && i == 1) throw std::runtime_error("one");
+    };
+    if (fails) {
+      EXPECT_THROW(pool.parallel_for(n, fn), std::runtime_error);
+      EXPECT_LE(taken.load(), n);
+    } else {
+      pool.parallel_for(n, fn);
+      ASSERT_EQ(taken.load(), n);
+      for (int64_t i = 0; i < n; ++i) ASSERT_EQ(hits[static_cast<size_t>(i)].load(), job);
     }
   }
 }

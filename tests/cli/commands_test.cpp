@@ -292,7 +292,7 @@ TEST(Cache, LayersMayHaveFormatsOfTheirOwn) {
   EXPECT_EQ(ids("q4_1_pre_rope:0-1=f32"), ids("f32"));
   for (const auto& [types, said] :
        {std::pair{"q8_0:2=f16", "expected layers in 0-1"},
-        {"q8_0:1-0=f16", "layers 1-0"},
+        {"q8_0:1-0=f16", "the lower layer first"},
         {"q8_0:x=f16", "'x' is no layer"},
         {"q8_0:1", "expected layers and a format"},
         {"q8_0:", "expected layers and a format"},
@@ -346,6 +346,16 @@ TEST(Cache, FormatsAreChosenAsInLlamaCpp) {
     EXPECT_EQ(r.code, 2);
     EXPECT_NE(r.err.find("multiple of 32 channels, found 16"), std::string::npos) << r.err;
   }
+}
+
+TEST(Bench, HeedsWhatIsSaidBeforeItsName) {
+  Outcome r = run({"--threads", "1", "bench", golden("tiny_llama.gguf"), "-p", "4", "-n", "2", "-d",
+                   "0", "-r", "1", "--path", "exact", "--json"});
+  ASSERT_EQ(r.code, 0) << r.err;
+  const json said = json::parse(r.out);
+  EXPECT_EQ(said["results"][0]["threads"], 1);
+  EXPECT_EQ(said["results"][0]["bound"], "f32");
+  EXPECT_EQ(said["results"][1]["bound"], "memory");
 }
 
 TEST(Cache, BenchComparesFormats) {
