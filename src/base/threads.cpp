@@ -59,15 +59,12 @@ struct ThreadPool::Team {
     }
   }
 
-  // No index of a job can be taken while `next` is at kClosed of it.
   void start(int64_t n, const std::function<void(int64_t, int)>& fn) {
     {
       std::lock_guard lock(mutex);
-      const uint64_t job = (next.load(std::memory_order_relaxed) | kClosed) + 1;
-      next.store(job | kClosed, std::memory_order_release);
-      // A thread that sees what follows finds the index it meant to take to be of another job.
+      const uint64_t job = (next.load(std::memory_order_relaxed) / kJob + 1) * kJob;
       task.store(&fn, std::memory_order_release);
-      count.store(static_cast<uint64_t>(n), std::memory_order_release);
+      count.store(job + static_cast<uint64_t>(n), std::memory_order_release);
       done.store(0, std::memory_order_release);
       failure = nullptr;
       next.store(job, std::memory_order_release);
@@ -79,39 +76,41 @@ struct ThreadPool::Team {
   // Takes indices of the job that is there until none is left.
   void run(int thread) {
     inside_task = true;
-    uint64_t n_done = 0, at = next.load(std::memory_order_acquire);
-    while ((at & kClosed) < count.load(std::memory_order_acquire)) {
-      if (!next.compare_exchange_weak(at, at + 1, std::memory_order_acq_rel,
-                                      std::memory_order_acquire))
-        continue;
+    uint64_t n_done = 0;
+    for (;;) {
+      const uint64_t at = next.fetch_add(1, std::memory_order_acq_rel);
+      // No job ends while an index of it is taken and not done. Where the numbers differ, `at` was
+      // beyond the end of a job that is over.
+      const uint64_t end = count.load(std::memory_order_acquire);
+      if (at / kJob != end / kJob || at >= end) break;
       try {
-        (*task.load(std::memory_order_acquire))(static_cast<int64_t>(at & kClosed), thread);
+        (*task.load(std::memory_order_acquire))(static_cast<int64_t>(at % kJob), thread);
       } catch (...) {
         std::lock_guard lock(mutex);
         if (!failure) failure = std::current_exception();
         // What nobody has taken stays undone.
-        const uint64_t n = count.load(std::memory_order_relaxed);
-        n_done += n - std::min(n, next.fetch_or(kClosed, std::memory_order_acq_rel) & kClosed);
+        n_done += end - std::min(end, next.fetch_or(kClosed, std::memory_order_acq_rel));
       }
       ++n_done;
-      at = next.load(std::memory_order_acquire);
     }
     inside_task = false;
     if (n_done > 0) done.fetch_add(n_done, std::memory_order_acq_rel);
   }
 
-  static constexpr uint64_t kClosed = 0xffffffff;
+  // Indices lie in 32 bits below the job's number; the highest of them is set where no more are to
+  // be taken.
+  static constexpr uint64_t kJob = uint64_t{1} << 32, kClosed = kJob / 2;
 
   int n_threads;
   std::vector<std::thread> workers;
   std::mutex mutex;
   std::mutex submit;
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<uint64_t> next{
-      kClosed};  // the job's number, then 32 bits: the index to be taken next
-  std::atomic<uint64_t> count{0}, done{0};
+  alignas(64) std::atomic<uint64_t> next{kClosed};
+  alignas(64) std::atomic<uint64_t> done{0};
+  alignas(64) std::atomic<uint64_t> count{0};  // of the job's number, as `next`
   std::atomic<const std::function<void(int64_t, int)>*> task{nullptr};
+  std::atomic<uint64_t> generation{0};
   std::exception_ptr failure;
   bool stop = false;
 };
@@ -133,7 +132,7 @@ void ThreadPool::parallel_for(int64_t n, const std::function<void(int64_t, int)>
     return;
   }
   Team& t = *team_;
-  assert(n < int64_t{Team::kClosed});
+  assert(n < static_cast<int64_t>(Team::kClosed));
   std::lock_guard one_at_a_time(t.submit);
   t.start(n, fn);
   t.run(0);

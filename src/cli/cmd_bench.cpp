@@ -156,9 +156,9 @@ Result measure(const Options& o, const Model& model) {
   const int64_t deepest = *std::max_element(o.depths.begin(), o.depths.end());
   std::vector<std::unique_ptr<SpeedBench>> benches;
   for (const KvTypes& types : result.caches) {
-    result.costs.push_back(token_cost(model, types));
     benches.push_back(
         std::make_unique<SpeedBench>(model, path, deepest + std::max(o.prompt, o.decode), types));
+    result.costs.push_back(token_cost(model, types));
   }
   Progress progress("measuring", total_steps(o, result.rows));
   const auto step = [&](int64_t tokens) { progress.advance(steps_of(tokens)); };

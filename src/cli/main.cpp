@@ -262,9 +262,10 @@ int run_and_report(int argc, char** argv) {
     return fail(context, exit_bad_input,
                 fmt::format("the system refused: {}; try fewer --threads", e.code().message()));
   } catch (const std::bad_alloc&) {
-    return fail(context, exit_bad_input,
-                "not enough memory for this model or setting; try a smaller --ctx or --n-ctx, or a "
-                "machine with more");
+    return fail(
+        context, exit_bad_input,
+        "not enough memory for this model or setting; try a smaller context (--ctx, --n-ctx, "
+        "--depth), or a machine with more");
   } catch (const std::exception& e) {
     return fail(context, exit_internal, fmt::format("internal error: {}", e.what()));
   }

@@ -38,7 +38,8 @@ nlohmann::ordered_json llama3_settings(const TensorFile& file, const HfFamily& f
   };
   HfConfig trial;
   trial.file = file.path;
-  trial.json = nlohmann::json::parse(config.dump());
+  trial.json =
+      nlohmann::json::parse(config.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
   trial.json["rope_scaling"] = nlohmann::json::parse(rope.dump());
   trial.family = &family;
   const std::vector<float> got = llama3_rope_factors(trial);

@@ -374,6 +374,12 @@ TEST(Cache, BenchComparesFormats) {
   r = run({"bench", golden("tiny_qwen3.gguf"), "-ctk", "f32,f16", "-ctv", "f32,f16,q8_0"});
   EXPECT_EQ(r.code, 2);
   EXPECT_NE(r.err.find("found 2 and 3"), std::string::npos) << r.err;
+  // Heads of 16.
+  for (const char* types : {"q4_0", "q8_0", "q4_1", "q4_1_pre_rope"}) {
+    r = run({"bench", golden("tiny_llama.gguf"), "-ctk", types});
+    EXPECT_EQ(r.code, 2) << types;
+    EXPECT_NE(r.err.find("multiple of 32 channels, found 16"), std::string::npos) << r.err;
+  }
 }
 
 }  // namespace

@@ -330,6 +330,13 @@ TEST(HfFolder, Llama3RopeScalingBecomesFactorsAndComesBack) {
   const double smooth = (8192 / (2 * M_PI * std::sqrt(500000.0)) - 1) / 3;
   EXPECT_NEAR(factors[1], 1 / ((1 - smooth) / 32 + smooth), 1e-5);
   EXPECT_LT(factors[1], 32);
+  config["rope_theta"] = 5e6;  // a wave of 14050 positions, beyond 8192 / 1: the whole factor
+  write_all(folder / "config.json", config.dump());
+  TensorFile far = read_hf_folder(folder.path());
+  far.set_meta("general.name", {std::string("tin\xff")});  // not UTF-8
+  write_hf_folder(folder / "back", far, Dtype::F32);
+  EXPECT_EQ(floats(read_hf_folder(folder / "back"), "rope_freqs.weight"),
+            (std::vector<float>{1, 32}));
   f.tensors.erase(f.tensors.begin());  // factors that no setting gives
   Tensor other = f.tensors[0];
   other.name = "rope_freqs.weight";
