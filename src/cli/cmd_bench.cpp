@@ -150,7 +150,6 @@ Result measure(const Options& o, const Model& model) {
   result.caches = kv_type_list(o.kv, path);
   const size_t n_caches = result.caches.size();
   result.rows = rows_of(o, threads, n_caches);
-  if (result.rows.empty()) throw Error("--prompt 0 and --decode 0 leave nothing to measure");
   const MemoryToRead memory(int64_t{256} << 20);
   MemoryWatch watch;
   const int64_t deepest = *std::max_element(o.depths.begin(), o.depths.end());
@@ -336,6 +335,8 @@ void show(Context& context, const Options& o, const Result& r) {
 int run(Context& context, Options o) {
   if (o.threads.empty() && context.threads > 0)
     o.threads = {context.threads};  // said before `bench`
+  if (o.prompt == 0 && o.decode == 0)
+    throw Error("--prompt 0 and --decode 0 leave nothing to measure");
   if (!o.against.empty()) check_command(o.against);
   const Model model = open_model(o.model);
   warn_beyond_training(
