@@ -42,7 +42,7 @@ struct RefineSettings {
   double rounding_step = 5e-3;
   // Memory for the latents of both: scales (12 bytes each) for every weight that can have them,
   // then codes in place of them while there is room; in each, formats of the fewest bits first.
-  int64_t latent_bytes = int64_t{768} << 20;
+  int64_t latent_bytes = int64_t{512} << 20;
   // From the first step's loss (nats a token) on, steps are taken whole; where it is less they are
   // shorter by the square root of their ratio: a loss goes as the square of the errors that made
   // it.
